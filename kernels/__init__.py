@@ -1,0 +1,11 @@
+"""Everything that needs the compiler: operators, schedules, passes, and writing the artifact."""
+
+from leakyforge.pins import check_tvm_pins
+
+# Before TVM is loaded: a wrong pair of packages ends in a segmentation fault, not in an error.
+check_tvm_pins()
+
+from leakyforge.kernels.compile import STAGES, compile  # noqa: E402
+from leakyforge.kernels.target import CpuTarget, parse_target  # noqa: E402
+
+__all__ = ["STAGES", "CpuTarget", "compile", "parse_target"]

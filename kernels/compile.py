@@ -1,0 +1,191 @@
+"""From an ONNX model to an artifact."""
+
+import contextlib
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+import onnx
+import tvm
+from tvm import relax
+
+from leakyforge.errors import CompileError, LeakyforgeError, ModelError, ShapeError
+from leakyforge.kernels.importer import import_onnx
+from leakyforge.kernels.link import export_library
+from leakyforge.kernels.onnx_model import (
+    SourceModel,
+    fix_shapes,
+    fold,
+    graph_inputs,
+    load_onnx,
+)
+from leakyforge.kernels.pipeline import legalize_and_fuse, lower_to_vm
+from leakyforge.kernels.rounding import rounding_steps
+from leakyforge.kernels.target import CpuTarget, parse_target
+from leakyforge.pins import TVM_PINS
+from leakyforge.runtime import cpu
+from leakyforge.runtime.artifact import SUFFIX, Manifest, pack_weights, write_artifact
+from leakyforge.runtime.reference import RANGE_PROPERTY, load_reference, one_line, random_feeds
+from leakyforge.runtime.tensors import Array, TensorSpec
+
+STAGES = ("read", "fold", "import", "fuse", "lower", "build", "link", "reference", "write")
+
+
+def compile(
+    source: str | Path | onnx.ModelProto,
+    target: str = "cpu",
+    *,
+    output: str | Path | None = None,
+    shapes: Mapping[str, tuple[int, ...]] | None = None,
+    seed: int = 0,
+    on_stage: Callable[[str], None] = lambda _stage: None,
+) -> Path:
+    """Compile an ONNX model into an artifact.
+
+    Args:
+        source: an ONNX file, or a model in memory.
+        target: `cpu` (this machine), `cpu:NAME`, or a TVM target in JSON.
+        output: the artifact's path; by default the source's, ending in `.lfa`.
+        shapes: a size for every dimension of the named inputs; symbolic dimensions of the others
+            stay symbolic.
+        seed: of the reference inputs that the artifact carries.
+        on_stage: called with a name out of `STAGES` when that stage begins.
+
+    Returns:
+        The artifact's path.
+
+    Raises:
+        ModelError: the model cannot be read, checked or imported (see its subclasses).
+        ShapeError: a shape does not fit.
+        TargetError: the target is unknown.
+        CompileError: TVM fails on the graph.
+        ArtifactError: the artifact cannot be written; a file of that name is left as it was.
+    """
+    cpu_target = parse_target(target)
+    on_stage("read")
+    model = load_onnx(source)
+    path = Path(output) if output is not None else _default_output(model)
+    proto = fix_shapes(model.proto, shapes or {})
+    on_stage("fold")
+    folded = fold(proto)
+    on_stage("import")
+    module = import_onnx(folded)
+    library, weights, module = _build(module, cpu_target, on_stage)
+    packed, weight_specs = pack_weights(weights)
+    on_stage("reference")
+    inputs = _input_specs(proto, module)
+    reference = load_reference(proto)
+    feeds = random_feeds(inputs, seed)
+    desired = reference.run(feeds)
+    on_stage("write")
+    manifest = Manifest(
+        model=model.name,
+        onnx_sha256=model.sha256,
+        onnx_path=None if model.path is None else str(model.path),
+        inputs=inputs,
+        outputs=_output_specs(folded, module),
+        weights=weight_specs,
+        target=str(cpu_target.tvm),
+        machine=cpu.machine(),
+        cpu=cpu_target.name,
+        cpu_features=tuple(sorted(cpu_target.features)),
+        thread_hint=cpu_target.num_cores,
+        reference=f"{reference.name}, seed {seed}",
+        tuning_records=(),
+        versions=dict(TVM_PINS),
+        leakyforge=metadata.version("leakyforge"),
+    )
+    write_artifact(path, manifest, library, packed, feeds, desired)
+    return path
+
+
+def _default_output(model: SourceModel) -> Path:
+    if model.path is None:
+        raise ModelError("a model in memory needs output=..., the artifact's path")
+    return model.path.with_suffix(SUFFIX)
+
+
+def _build(
+    module: tvm.IRModule, target: CpuTarget, on_stage: Callable[[str], None]
+) -> tuple[bytes, list[Array], tvm.IRModule]:
+    """Library, weights, and the module before lowering, for its types."""
+    with _tvm_errors():
+        on_stage("fuse")
+        fused = legalize_and_fuse(module, target)
+        on_stage("lower")
+        hoisted = lower_to_vm(fused, target)
+        on_stage("build")
+        with target.tvm:
+            executable = relax.build(hoisted.module, target.tvm, relax_pipeline=None)
+        on_stage("link")
+        with tempfile.TemporaryDirectory(prefix="leakyforge-") as folder:
+            path = Path(folder) / "library.so"
+            export_library(executable, path)
+            return path.read_bytes(), hoisted.weights, fused
+
+
+@contextlib.contextmanager
+def _tvm_errors() -> Iterator[None]:
+    """Turn whatever TVM raises into one named error."""
+    try:
+        yield
+    except LeakyforgeError:
+        raise
+    except Exception as error:
+        raise CompileError(
+            f"TVM cannot compile the model: {one_line(error)}; symbolic heights and widths are not "
+            "supported: if the model has any, fix them with --shape NAME=1x3x416x416"
+        ) from error
+
+
+def _input_specs(proto: onnx.ModelProto, module: tvm.IRModule) -> tuple[TensorSpec, ...]:
+    """Inputs under their ONNX names, with the shapes that were compiled."""
+    ranges = {
+        item.key.removeprefix(RANGE_PROPERTY): item.value
+        for item in proto.metadata_props
+        if item.key.startswith(RANGE_PROPERTY)
+    }
+    specs = []
+    for value, variable in zip(graph_inputs(proto), module["main"].params, strict=True):
+        low, high = _input_range(value.name, ranges.get(value.name))
+        specs.append(_spec(value.name, variable.ty, low=low, high=high))
+    return tuple(specs)
+
+
+def _input_range(name: str, text: str | None) -> tuple[float | None, float | None]:
+    """Read a `low,high` out of the model's metadata."""
+    if text is None:
+        return None, None
+    try:
+        low, high = (float(part) for part in text.split(","))
+    except ValueError as error:
+        raise ModelError(
+            f"metadata {RANGE_PROPERTY}{name}={text!r} of the model is not LOW,HIGH"
+        ) from error
+    return low, high
+
+
+def _output_specs(folded: onnx.ModelProto, module: tvm.IRModule) -> tuple[TensorSpec, ...]:
+    """Outputs under their ONNX names, with the shapes that TVM inferred."""
+    steps = rounding_steps(folded)
+    names = [value.name for value in folded.graph.output]
+    result = module["main"].ret_ty
+    types = [result] if len(names) == 1 else list(result.fields)
+    return tuple(
+        _spec(name, kind, rounding_steps=steps[name])
+        for name, kind in zip(names, types, strict=True)
+    )
+
+
+def _spec(name: str, kind: relax.TensorType, **fields: float | None) -> TensorSpec:
+    """Describe a Relax tensor type."""
+    if kind.shape is None:
+        raise ShapeError(
+            f"the shape of {name!r} is not known at compile time; fix the inputs with --shape"
+        )
+    shape = tuple(
+        int(size) if isinstance(size, tvm.tirx.IntImm) else str(size) for size in kind.shape
+    )
+    return TensorSpec(name, shape, str(kind.dtype), **fields)  # type: ignore[arg-type]

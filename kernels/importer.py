@@ -1,0 +1,121 @@
+"""ONNX to Relax: TVM's front end, with the converters that we replace and one kind of error."""
+
+import contextlib
+import warnings
+from collections.abc import Iterator
+from typing import Any, ClassVar
+
+import onnx
+import tvm
+from tvm import relax
+from tvm.relax.frontend.onnx import from_onnx, onnx_frontend
+
+from leakyforge.errors import ModelError, UnsupportedOperatorError
+from leakyforge.kernels.onnx_model import graph_inputs, value_shape
+
+_STANDARD_DOMAINS = ("", "ai.onnx")
+# Handled by the front end itself, outside its table of converters.
+_BUILT_IN = {"Constant", "If"}
+
+
+class _Elementwise(onnx_frontend.OnnxOpConverter):  # type: ignore[misc]
+    """Max and Min of several tensors as a chain: the front end stacks them and then reduces."""
+
+    operator: ClassVar[Any]
+
+    @classmethod
+    def _impl_v1(cls, _builder: Any, inputs: Any, _attributes: Any, _params: Any) -> relax.Expr:
+        result = inputs[0]
+        for value in list(inputs)[1:]:
+            result = cls.operator(result, value)
+        return result
+
+
+class _Max(_Elementwise):
+    """ONNX operator Max."""
+
+    operator = staticmethod(relax.op.maximum)
+
+
+class _Min(_Elementwise):
+    """ONNX operator Min."""
+
+    operator = staticmethod(relax.op.minimum)
+
+
+_REPLACED = {"Max": _Max, "Min": _Min}
+
+
+def import_onnx(proto: onnx.ModelProto) -> tvm.IRModule:
+    """Import a checked and folded model.
+
+    Returns:
+        A module whose `main` takes the model's inputs in the order of the graph.
+
+    Raises:
+        UnsupportedOperatorError: an operator that TVM's front end does not have; names the node.
+        ModelError: the front end refuses the graph.
+    """
+    _check_operators(proto)
+    named = _name_symbols(proto)
+    with _our_converters(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            module = from_onnx(named, shape_dict=_static_shapes(named))
+        except Exception as error:
+            raise ModelError(
+                f"TVM's ONNX front end refuses graph {proto.graph.name!r}: {_last_line(error)}"
+            ) from error
+    if len(module["main"].params) != len(graph_inputs(proto)):
+        raise ModelError(f"TVM's ONNX front end changed the inputs of graph {proto.graph.name!r}")
+    return module
+
+
+@contextlib.contextmanager
+def _our_converters() -> Iterator[None]:
+    """Put our converters over the front end's for the time of one import."""
+    original = onnx_frontend._get_convert_map
+    onnx_frontend._get_convert_map = lambda: {**original(), **_REPLACED}
+    try:
+        yield
+    finally:
+        onnx_frontend._get_convert_map = original
+
+
+def _check_operators(proto: onnx.ModelProto) -> None:
+    """Refuse a graph with operators that the front end has no converter for."""
+    known = onnx_frontend._get_convert_map().keys() | _BUILT_IN
+    for node in proto.graph.node:
+        if node.domain not in _STANDARD_DOMAINS or node.op_type not in known:
+            domain = f"{node.domain}." if node.domain not in _STANDARD_DOMAINS else ""
+            raise UnsupportedOperatorError(
+                f"operator {domain}{node.op_type} (node {node.name or node.output[0]!r}) is not "
+                "supported by the compiler; replace it in the model or cut the graph before it"
+            )
+
+
+def _name_symbols(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy in which every unknown dimension of an input has a name of its own."""
+    named = onnx.ModelProto()
+    named.CopyFrom(proto)
+    for value in graph_inputs(named):
+        for axis, dim in enumerate(value.type.tensor_type.shape.dim):
+            if not dim.HasField("dim_value") and not dim.dim_param:
+                dim.dim_param = f"{value.name}_dim{axis}"
+    return named
+
+
+def _static_shapes(proto: onnx.ModelProto) -> dict[str, list[int]]:
+    """Shapes without a symbol: left to itself the front end takes a size of 0 for an unknown one."""
+    shapes = {}
+    for value in graph_inputs(proto):
+        shape = value_shape(value)
+        if shape is not None and all(isinstance(size, int) for size in shape):
+            shapes[value.name] = [int(size) for size in shape]
+    return shapes
+
+
+def _last_line(error: Exception) -> str:
+    """The message of a TVM error without the C++ frames that come before it."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1][:400] if lines else type(error).__name__

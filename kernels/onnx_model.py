@@ -1,0 +1,185 @@
+"""Reading ONNX: load, check, fix symbolic shapes, and fold what is constant.
+
+Folding happens on the ONNX side (onnxscript's optimizer: inlined functions, constants,
+BatchNormalization into Conv, Pad into Conv) because TVM's front end refuses computed pads,
+scales and axes, and `Constant` nodes that carry a `value_float`.
+"""
+
+import copy
+import hashlib
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+from google.protobuf.message import DecodeError
+from onnx.external_data_helper import uses_external_data
+from onnxscript import optimizer
+
+from leakyforge.errors import ModelError, ShapeError
+from leakyforge.runtime.tensors import Shape, format_shape
+
+
+@dataclass(frozen=True)
+class SourceModel:
+    """An ONNX model that passed the checker.
+
+    Attributes:
+        proto: the model as written.
+        name: file name without its ending, or the graph's name.
+        sha256: hash of the file and of its external data, in hexadecimal.
+        path: where it was read from, None for a model in memory.
+    """
+
+    proto: onnx.ModelProto
+    name: str
+    sha256: str
+    path: Path | None
+
+
+def load_onnx(source: str | Path | onnx.ModelProto) -> SourceModel:
+    """Load and check an ONNX model.
+
+    Raises:
+        ModelError: no such file, not ONNX, truncated, or refused by the checker.
+    """
+    if isinstance(source, onnx.ModelProto):
+        _check(source, f"model {source.graph.name!r}")
+        digest = hashlib.sha256(source.SerializeToString(deterministic=True)).hexdigest()
+        return SourceModel(source, source.graph.name or "model", digest, None)
+    path = Path(source)
+    if not path.is_file():
+        kind = "is a directory" if path.is_dir() else "does not exist"
+        raise ModelError(f"ONNX file {path} {kind}; give the path of an .onnx file")
+    try:
+        proto = onnx.load(path, load_external_data=False)
+        external = sorted({_location(tensor) for tensor in proto.graph.initializer} - {""})
+        digest = file_sha256([path, *(path.parent / name for name in external)])
+        onnx.load_external_data_for_model(proto, str(path.parent))
+    except DecodeError as error:
+        raise ModelError(f"{path} is not an ONNX file or is truncated: {error}") from error
+    except (OSError, ValueError, onnx.checker.ValidationError) as error:
+        raise ModelError(f"external data of {path} cannot be read: {_first_line(error)}") from error
+    _check(proto, str(path))
+    return SourceModel(proto, path.stem, digest, path.resolve())
+
+
+def file_sha256(paths: list[Path]) -> str:
+    """SHA-256 over the bytes of several files, one after the other, in hexadecimal."""
+    digest = hashlib.sha256()
+    for path in paths:
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+
+def _location(tensor: onnx.TensorProto) -> str:
+    """File name of a tensor's external data, empty for a tensor inside the model."""
+    if not uses_external_data(tensor):
+        return ""
+    return next(entry.value for entry in tensor.external_data if entry.key == "location")
+
+
+def _check(proto: onnx.ModelProto, where: str) -> None:
+    """Run ONNX's checker, which wants a graph, known operators and matching types."""
+    if not proto.HasField("graph") or not proto.graph.output:
+        raise ModelError(f"{where} holds no ONNX graph with an output; export the model again")
+    try:
+        onnx.checker.check_model(proto, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise ModelError(f"{where} fails the ONNX checker: {_first_line(error)}") from error
+
+
+def graph_inputs(proto: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
+    """Inputs that a caller feeds: those without an initializer."""
+    constants = {tensor.name for tensor in proto.graph.initializer}
+    return [value for value in proto.graph.input if value.name not in constants]
+
+
+def value_shape(value: onnx.ValueInfoProto) -> Shape | None:
+    """Shape of a graph value: integers, symbol names, `?` where unnamed; None without a rank."""
+    tensor = value.type.tensor_type
+    if not tensor.HasField("shape"):
+        return None
+    return tuple(
+        dim.dim_value if dim.HasField("dim_value") else dim.dim_param or "?"
+        for dim in tensor.shape.dim
+    )
+
+
+def fix_shapes(proto: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]) -> onnx.ModelProto:
+    """A copy of the model whose inputs have the given shapes.
+
+    A symbol that one input's shape fixes is fixed in the other inputs too.
+
+    Raises:
+        ShapeError: no such input, another rank, or a dimension that the model fixes otherwise.
+    """
+    if not shapes:
+        return proto
+    fixed = copy.deepcopy(proto)
+    inputs = {value.name: value for value in graph_inputs(fixed)}
+    symbols: dict[str, int] = {}
+    for name, shape in shapes.items():
+        if name not in inputs:
+            raise ShapeError(f"the model has no input {name!r}; its inputs: {', '.join(inputs)}")
+        value = inputs[name]
+        declared = value_shape(value)
+        if declared is not None:
+            _match_shape(name, declared, shape, symbols)
+        value.type.tensor_type.shape.ClearField("dim")
+        for size in shape:
+            value.type.tensor_type.shape.dim.add().dim_value = size
+    for value in inputs.values():
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_param in symbols:
+                dim.dim_value = symbols[dim.dim_param]
+    # Shapes recorded for the old sizes would contradict the new ones.
+    fixed.graph.ClearField("value_info")
+    for value in fixed.graph.output:
+        for dim in value.type.tensor_type.shape.dim:
+            dim.Clear()
+    try:
+        return onnx.shape_inference.infer_shapes(fixed, strict_mode=True, data_prop=True)
+    except onnx.shape_inference.InferenceError as error:
+        wanted = ", ".join(f"{name}={format_shape(shape)}" for name, shape in shapes.items())
+        raise ShapeError(f"the model does not take {wanted}: {_first_line(error)}") from error
+
+
+def _match_shape(
+    name: str, declared: Shape, wanted: tuple[int, ...], symbols: dict[str, int]
+) -> None:
+    """Check one wanted shape against the declared one and note what its symbols become."""
+    fits = len(declared) == len(wanted)
+    for old, new in zip(declared, wanted, strict=False):
+        if isinstance(old, int):
+            fits = fits and old == new
+        elif old != "?":
+            fits = fits and symbols.setdefault(old, new) == new
+    if not fits:
+        raise ShapeError(
+            f"shape {format_shape(wanted)} does not fit input {name!r} of shape "
+            f"{format_shape(declared)}; only symbolic dimensions can be given a size"
+        )
+
+
+def fold(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """Inline functions, fold constants, and fold BatchNormalization and Pad into Conv.
+
+    Raises:
+        ModelError: the optimizer fails on the graph.
+    """
+    logging.getLogger("onnxscript").setLevel(logging.ERROR)
+    logging.getLogger("onnx_ir").setLevel(logging.ERROR)
+    try:
+        return optimizer.optimize(proto)
+    except Exception as error:
+        raise ModelError(
+            f"constant folding of graph {proto.graph.name!r} failed: {_first_line(error)}"
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    """An error's message on one line."""
+    return " ".join(str(error).split())[:400]

@@ -1,0 +1,96 @@
+"""How many roundings lie on the way to each output: what a parity tolerance is made from.
+
+A sum of K products rounds about K times. Under independent roundings errors add in quadrature
+(Higham and Mary, "A new approach to probabilistic rounding error analysis", SIAM J. Sci. Comput.
+41(5), 2019), so the counts of all operators above an output are simply added up; `tolerance`
+takes the square root.
+"""
+
+import math
+from collections.abc import Mapping
+
+import onnx
+
+from leakyforge.kernels.onnx_model import value_shape
+from leakyforge.runtime.tensors import Shape
+
+# Results that are exact: they move, choose or compare values. LeakyRelu is one of them here
+# because its single multiplication is the same in the reference, to the last bit.
+_EXACT = frozenset(
+    "Abs And ArgMax ArgMin Ceil Clip Compress Concat Constant ConstantOfShape DepthToSpace Dropout "
+    "Equal Expand Flatten Floor Gather GatherElements GatherND GlobalMaxPool Greater "
+    "GreaterOrEqual Identity LeakyRelu Less LessOrEqual Max MaxPool Min Neg NonZero Not OneHot Or "
+    "Pad ReduceMax ReduceMin Relu Reshape Round ScatterElements ScatterND Shape Sign Size Slice "
+    "SpaceToDepth Split Squeeze Tile TopK Transpose Trilu Unsqueeze Where Xor".split()
+)
+_ONE_ROUNDING = frozenset("Add Cast Div Mul PRelu Reciprocal Sqrt Sub".split())
+# A library's exp or tanh may be off by up to four ULP, here and in the reference.
+_TRANSCENDENTAL = 4**2
+# The reduction length where shapes do not tell.
+_UNKNOWN = 1024
+
+
+def rounding_steps(proto: onnx.ModelProto) -> dict[str, int]:
+    """Roundings above each output of a model whose shapes were inferred, by output name."""
+    graph = proto.graph
+    shapes: dict[str, Shape | None] = {
+        value.name: value_shape(value) for value in (*graph.input, *graph.value_info, *graph.output)
+    }
+    shapes |= {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
+    producers = {name: node for node in graph.node for name in node.output}
+    low_precision = {
+        value.name
+        for value in (*graph.input, *graph.value_info)
+        if value.type.tensor_type.elem_type == onnx.TensorProto.BFLOAT16
+    }
+    steps = {}
+    for output in graph.output:
+        total, pending, seen = 0, [output.name], set()
+        while pending:
+            node = producers.get(pending.pop())
+            if node is None or node.output[0] in seen:
+                continue
+            seen.add(node.output[0])
+            total += node_steps(node, shapes)
+            if node.op_type == "LeakyRelu" and node.input[0] in low_precision:
+                # The reference rounds alpha and the product to bfloat16, ours only the result.
+                total += 2
+            pending += node.input
+        steps[output.name] = total
+    return steps
+
+
+def node_steps(node: onnx.NodeProto, shapes: Mapping[str, Shape | None]) -> int:
+    """Roundings of one operator for each element of its result."""
+    attributes = {item.name: onnx.helper.get_attribute_value(item) for item in node.attribute}
+    if node.op_type in _EXACT:
+        return 0
+    if node.op_type in _ONE_ROUNDING:
+        return 1
+    if node.op_type == "Resize":
+        return 0 if attributes.get("mode", b"nearest") == b"nearest" else _TRANSCENDENTAL
+    if node.op_type == "Conv":
+        return _product(shapes.get(node.input[1]), slice(1, None))
+    if node.op_type == "ConvTranspose":
+        weight = shapes.get(node.input[1])
+        channels = _product(weight, slice(0, 1)) // int(attributes.get("group", 1))
+        return channels * _product(weight, slice(2, None))
+    if node.op_type == "Gemm":
+        axis = 0 if attributes.get("transA", 0) else 1
+        return _product(shapes.get(node.input[0]), slice(axis, axis + 1))
+    if node.op_type == "MatMul":
+        return _product(shapes.get(node.input[0]), slice(-1, None))
+    if node.op_type == "AveragePool":
+        return math.prod(attributes["kernel_shape"])
+    if node.op_type == "GlobalAveragePool":
+        return _product(shapes.get(node.input[0]), slice(2, None))
+    if node.op_type.startswith("Reduce") or "Normalization" in node.op_type:
+        return _product(shapes.get(node.input[0]), slice(1, None)) + _TRANSCENDENTAL
+    return _TRANSCENDENTAL
+
+
+def _product(shape: Shape | None, axes: slice) -> int:
+    """Product of some sizes of a shape; a guess where one is not known."""
+    if shape is None or any(isinstance(size, str) for size in shape[axes]):
+        return _UNKNOWN
+    return math.prod(int(size) for size in shape[axes])

@@ -1,0 +1,112 @@
+"""Targets: from what the user writes to what the compiler needs.
+
+`cpu` is this machine by name and features, `cpu:NAME` an LLVM processor name such as `znver3` or
+`x86-64-v3`, and a text that starts with `{` a TVM target in JSON.
+"""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import tvm
+import tvm_ffi
+
+from leakyforge.errors import TargetError
+from leakyforge.runtime import cpu, threads
+
+_HELP = "use cpu, cpu:NAME (LLVM's name, as in cpu:x86-64-v3) or a JSON target of kind llvm"
+
+
+@dataclass(frozen=True)
+class CpuTarget:
+    """A CPU to compile for.
+
+    Attributes:
+        name: LLVM's processor name.
+        features: the LLVM features that generated code may use, out of `cpu.X86_FEATURES`.
+        num_cores: cores that schedules assume.
+        tvm: TVM's own target.
+    """
+
+    name: str
+    features: frozenset[str]
+    num_cores: int
+    tvm: tvm.target.Target
+
+    @property
+    def vector_bits(self) -> int:
+        """Width of the widest vector register, in bits."""
+        if "avx512f" in self.features:
+            return 512
+        return 256 if "avx" in self.features else 128
+
+
+def parse_target(text: str) -> CpuTarget:
+    """Read a target from the command line or the Python API.
+
+    Raises:
+        TargetError: the text is no target, or LLVM does not know the processor.
+    """
+    if text == "cpu":
+        return host_target()
+    if text.startswith("cpu:"):
+        return _cpu_target({"kind": "llvm", "mcpu": text.removeprefix("cpu:")}, text)
+    if text.lstrip().startswith("{"):
+        try:
+            config = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise TargetError(f"target {text!r} is not valid JSON ({error}); {_HELP}") from error
+        return _cpu_target(config, text)
+    raise TargetError(f"unknown target {text!r}; {_HELP}")
+
+
+def host_target() -> CpuTarget:
+    """This machine, by LLVM's name for its processor and by the features that it really has."""
+    _require_x86(cpu.machine())
+    name = str(tvm_ffi.get_global_func("tvm.codegen.llvm.GetHostCPUName")())
+    host = tvm_ffi.get_global_func("tvm.codegen.llvm.GetHostCPUFeatures")()
+    has = {feature for feature in cpu.X86_FEATURES if bool(host.get(feature, False))}
+    implied = _features_of(tvm.target.Target({"kind": "llvm", "mcpu": name}))
+    # A virtual machine may hide features that LLVM takes for granted by the name.
+    mattr = [f"+{feature}" for feature in sorted(has - implied)]
+    mattr += [f"-{feature}" for feature in sorted(implied - has)]
+    config: dict[str, Any] = {"kind": "llvm", "mcpu": name}
+    if mattr:
+        config["mattr"] = mattr
+    return _cpu_target(config, "cpu")
+
+
+def _cpu_target(config: dict[str, Any], text: str) -> CpuTarget:
+    """Check a target's parts and complete them."""
+    kind = config.get("kind")
+    if kind != "llvm":
+        raise TargetError(f"target {text!r} is of kind {kind!r}, which is not supported yet; {_HELP}")
+    _require_x86(str(config.get("mtriple", cpu.machine())).split("-")[0])
+    config = {"num-cores": threads.usable_cores(), **config}
+    # LLVM falls back to a generic processor on a name it does not know, so ask first.
+    name = config.setdefault("mcpu", "x86-64")
+    known = {str(key) for key in _archlist()}
+    if name not in known:
+        raise TargetError(f"LLVM knows no processor {name!r} (target {text!r}); {_HELP}")
+    try:
+        target = tvm.target.Target(config)
+    except Exception as error:  # noqa: BLE001 - TVM raises several unrelated types here
+        reason = str(error).strip().splitlines()[-1]
+        raise TargetError(f"TVM does not take target {text!r}: {reason}") from error
+    return CpuTarget(name, frozenset(_features_of(target)), int(config["num-cores"]), target)
+
+
+def _require_x86(machine: str) -> None:
+    if machine not in ("x86_64", "amd64"):
+        raise TargetError(f"compiling for {machine} is not supported yet; leakyforge takes x86_64 Linux")
+
+
+def _archlist() -> Any:
+    generic = tvm.target.Target({"kind": "llvm", "mcpu": "x86-64"})
+    return tvm_ffi.get_global_func("target.llvm_get_cpu_archlist")(generic)
+
+
+def _features_of(target: tvm.target.Target) -> set[str]:
+    """LLVM features of a target, those that generated code can contain."""
+    features = tvm_ffi.get_global_func("target.llvm_get_cpu_features")(target)
+    return {str(feature) for feature in features} & cpu.X86_FEATURES.keys()

@@ -1,0 +1,92 @@
+"""What instructions this machine has, asked without a compiler.
+
+An artifact names the CPU features that its code may use in LLVM's words; Linux names the same
+features in `/proc/cpuinfo` in its own (Linux kernel, arch/x86/include/asm/cpufeatures.h).
+"""
+
+import platform
+from pathlib import Path
+
+_CPUINFO = Path("/proc/cpuinfo")
+
+# LLVM feature -> flag of /proc/cpuinfo; only features that generated code can contain.
+X86_FEATURES = {
+    "adx": "adx",
+    "aes": "aes",
+    "amx-bf16": "amx_bf16",
+    "amx-int8": "amx_int8",
+    "amx-tile": "amx_tile",
+    "avx": "avx",
+    "avx2": "avx2",
+    "avx512bf16": "avx512_bf16",
+    "avx512bitalg": "avx512_bitalg",
+    "avx512bw": "avx512bw",
+    "avx512cd": "avx512cd",
+    "avx512dq": "avx512dq",
+    "avx512f": "avx512f",
+    "avx512fp16": "avx512_fp16",
+    "avx512ifma": "avx512ifma",
+    "avx512vbmi": "avx512vbmi",
+    "avx512vbmi2": "avx512_vbmi2",
+    "avx512vl": "avx512vl",
+    "avx512vnni": "avx512_vnni",
+    "avx512vpopcntdq": "avx512_vpopcntdq",
+    "avxifma": "avx_ifma",
+    "avxneconvert": "avx_ne_convert",
+    "avxvnni": "avx_vnni",
+    "avxvnniint16": "avx_vnni_int16",
+    "avxvnniint8": "avx_vnni_int8",
+    "bmi": "bmi1",
+    "bmi2": "bmi2",
+    "cmov": "cmov",
+    "crc32": "sse4_2",
+    "cx16": "cx16",
+    "f16c": "f16c",
+    "fma": "fma",
+    "fma4": "fma4",
+    "gfni": "gfni",
+    "lzcnt": "abm",
+    "movbe": "movbe",
+    "pclmul": "pclmulqdq",
+    "popcnt": "popcnt",
+    "prfchw": "3dnowprefetch",
+    "sha": "sha_ni",
+    "sse": "sse",
+    "sse2": "sse2",
+    "sse3": "pni",
+    "sse4.1": "sse4_1",
+    "sse4.2": "sse4_2",
+    "sse4a": "sse4a",
+    "ssse3": "ssse3",
+    "tbm": "tbm",
+    "vaes": "vaes",
+    "vpclmulqdq": "vpclmulqdq",
+    "xop": "xop",
+}
+
+
+def machine() -> str:
+    """Instruction set of this machine, such as x86_64."""
+    return platform.machine()
+
+
+def model_name(cpuinfo: Path = _CPUINFO) -> str:
+    """The CPU's marketing name, `unknown CPU` where the kernel does not give it."""
+    return _field("model name", cpuinfo) or "unknown CPU"
+
+
+def host_features(cpuinfo: Path = _CPUINFO) -> frozenset[str]:
+    """LLVM names of the features in `X86_FEATURES` that this machine has."""
+    flags = set(_field("flags", cpuinfo).split())
+    return frozenset(llvm for llvm, flag in X86_FEATURES.items() if flag in flags)
+
+
+def _field(name: str, cpuinfo: Path) -> str:
+    """First value of a field of /proc/cpuinfo, empty where it is absent."""
+    if not cpuinfo.is_file():
+        return ""
+    for line in cpuinfo.read_text().splitlines():
+        key, _, value = line.partition(":")
+        if key.strip() == name:
+            return value.strip()
+    return ""

@@ -1,0 +1,144 @@
+"""The reference: seeded inputs, and what ONNX Runtime makes of them.
+
+onnx and onnxruntime are imported when they are first used: a machine that only runs artifacts
+needs neither.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from leakyforge.errors import InputError, MissingDependencyError, ModelError
+from leakyforge.runtime.tensors import Array, TensorSpec, numpy_dtype
+
+RANGE_PROPERTY = "leakyforge.input_range."
+
+
+def random_feeds(
+    specs: Sequence[TensorSpec], seed: int, symbols: Mapping[str, int] | None = None
+) -> dict[str, Array]:
+    """Seeded inputs in the range that the model expects.
+
+    Floating-point inputs are uniform in [low, high) where the model says so, else standard normal:
+    values from [0, 1) alone would never enter the negative branch of a first LeakyRelu. Integers
+    are uniform in [0, 10) by default, booleans are even.
+
+    Args:
+        specs: the inputs.
+        seed: of numpy's generator.
+        symbols: size of each symbolic dimension, 2 where not given.
+
+    Raises:
+        InputError: an input of a dtype that cannot be drawn.
+    """
+    generator = np.random.default_rng(seed)
+    sizes = dict(symbols or {})
+    feeds = {}
+    for spec in specs:
+        shape = tuple(dim if isinstance(dim, int) else sizes.get(dim, 2) for dim in spec.shape)
+        dtype = numpy_dtype(spec.dtype)
+        values: Array
+        if spec.dtype == "bool":
+            values = generator.integers(0, 2, shape)
+        elif dtype.kind in "iu":
+            low, high = (0 if spec.low is None else spec.low), (10 if spec.high is None else spec.high)
+            values = generator.integers(int(low), int(high), shape)
+        elif dtype.kind == "f" or spec.dtype == "bfloat16":
+            if spec.low is None or spec.high is None:
+                values = np.asarray(generator.standard_normal(shape))
+            else:
+                values = np.asarray(generator.uniform(spec.low, spec.high, shape))
+        else:
+            raise InputError(f"input {spec.name!r} of dtype {spec.dtype} cannot be drawn; use --inputs")
+        feeds[spec.name] = np.asarray(values).astype(dtype)
+    return feeds
+
+
+@dataclass
+class Reference:
+    """A model loaded by an engine other than ours.
+
+    Attributes:
+        name: engine, version and setting, for reports.
+        names: its outputs.
+    """
+
+    name: str
+    names: list[str]
+    _run: Any
+
+    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """Outputs by name.
+
+        Raises:
+            ModelError: the engine fails on these inputs.
+        """
+        try:
+            results = self._run(self.names, dict(feeds))
+        except Exception as error:
+            raise ModelError(f"{self.name} cannot run the model: {one_line(error)}") from error
+        return dict(zip(self.names, (np.asarray(result) for result in results), strict=True))
+
+
+def onnxruntime_session(
+    proto: Any, *, optimised: bool = True, threads: int | None = None
+) -> Any:
+    """An ONNX Runtime session on the CPU over a model in memory.
+
+    Raises:
+        MissingDependencyError: onnxruntime is not installed.
+    """
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise MissingDependencyError(
+            "onnxruntime, the parity reference, is not installed; run: pip install onnxruntime"
+        ) from error
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    levels = onnxruntime.GraphOptimizationLevel
+    options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimised else levels.ORT_DISABLE_ALL
+    return onnxruntime.InferenceSession(
+        proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+
+
+def load_reference(proto: Any, *, optimised: bool = True) -> Reference:
+    """ONNX Runtime on a model, or ONNX's own evaluator where ONNX Runtime lacks the type.
+
+    Raises:
+        MissingDependencyError: onnx or onnxruntime is not installed.
+        ModelError: neither takes the model.
+    """
+    names = [value.name for value in proto.graph.output]
+    try:
+        session = onnxruntime_session(proto, optimised=optimised)
+    except MissingDependencyError:
+        raise
+    except Exception as refused:
+        return _evaluator(proto, names, refused)
+    import onnxruntime
+
+    how = "optimised" if optimised else "not optimised"
+    return Reference(f"onnxruntime {onnxruntime.__version__}, {how}", names, session.run)
+
+
+def _evaluator(proto: Any, names: list[str], refused: Exception) -> Reference:
+    """ONNX's reference evaluator, slow and complete in its types."""
+    import onnx
+    from onnx.reference import ReferenceEvaluator
+
+    try:
+        evaluator = ReferenceEvaluator(proto)
+    except Exception as error:
+        raise ModelError(f"ONNX Runtime refuses the model: {one_line(refused)}") from error
+    return Reference(f"onnx {onnx.__version__} reference evaluator", names, evaluator.run)
+
+
+def one_line(error: Exception) -> str:
+    """An error's message on one line of bounded length."""
+    return " ".join(str(error).split())[:400] or type(error).__name__

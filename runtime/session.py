@@ -1,0 +1,152 @@
+"""Running an artifact, with ONNX Runtime's calling conventions."""
+
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from leakyforge.errors import InputError
+from leakyforge.runtime import threads as thread_count
+from leakyforge.runtime.artifact import Artifact, Manifest, check_runs_here, read_artifact, unpack_weights
+from leakyforge.runtime.tensors import (
+    Array,
+    TensorSpec,
+    bind_shape,
+    empty_aligned,
+    is_aligned,
+    numpy_dtype,
+)
+from leakyforge.runtime.tvm_runtime import load_vm, set_threads, tvm_ffi
+
+
+class Session:
+    """A loaded artifact.
+
+    Sessions are independent of one another; one session may be called from several threads,
+    which then take turns.
+
+    Args:
+        path: an artifact file, or an artifact that was read before.
+        threads: threads to use; by default the physical cores that this process may use.
+
+    Raises:
+        ArtifactError: the file is missing, damaged, or not for this machine (see its subclasses).
+        InputError: more threads than CPUs.
+    """
+
+    def __init__(self, path: str | Path | Artifact, threads: int | None = None) -> None:
+        artifact = path if isinstance(path, Artifact) else read_artifact(path)
+        check_runs_here(artifact.manifest, artifact.path)
+        self.manifest: Manifest = artifact.manifest
+        self.threads = thread_count.usable_cores() if threads is None else threads
+        set_threads(self.threads)
+        self._lock = threading.Lock()
+        self._machine = load_vm(artifact.library, str(artifact.path))
+        self._main = self._machine["main"]
+        self._weight_memory = artifact.weight_memory
+        weights = unpack_weights(artifact.weight_memory, artifact.manifest.weights)
+        self._weights = [_to_tvm(weight) for weight in weights]
+        self._staging: dict[str, Array] = {}
+
+    def get_inputs(self) -> list[TensorSpec]:
+        """Inputs with `name`, `shape` (a text for a symbolic dimension) and `type`."""
+        return list(self.manifest.inputs)
+
+    def get_outputs(self) -> list[TensorSpec]:
+        """Outputs, described like the inputs."""
+        return list(self.manifest.outputs)
+
+    def run(
+        self, output_names: Sequence[str] | None, input_feed: Mapping[str, Any]
+    ) -> list[Array]:
+        """Run the model once.
+
+        Args:
+            output_names: outputs to return, in this order; None for all.
+            input_feed: an array for each input, of the dtype and shape that it declares.
+
+        Returns:
+            One array for each name, owned by the caller.
+
+        Raises:
+            InputError: an unknown or missing name, another dtype or another shape.
+        """
+        names = [spec.name for spec in self.manifest.outputs]
+        wanted = names if output_names is None else list(output_names)
+        for name in wanted:
+            if name not in names:
+                raise InputError(f"the model has no output {name!r}; its outputs: {', '.join(names)}")
+        feeds = check_feeds(self.manifest.inputs, input_feed)
+        with self._lock:
+            set_threads(self.threads)
+            staged = [self._stage(name, array) for name, array in feeds.items()]
+            result = self._main(*(_to_tvm(array) for array in staged), *self._weights)
+            results = [result] if len(names) == 1 else list(result)
+            borrowed = [*staged, self._weight_memory]
+            outputs = {
+                spec.name: _to_numpy(tensor, spec.dtype, borrowed)
+                for spec, tensor in zip(self.manifest.outputs, results, strict=True)
+            }
+        return [outputs[name] for name in wanted]
+
+    def _stage(self, name: str, array: Array) -> Array:
+        """The array itself where a kernel can read it, else an aligned copy that is kept for reuse."""
+        if is_aligned(array):
+            return array
+        staged = self._staging.get(name)
+        if staged is None or staged.shape != array.shape:
+            staged = self._staging[name] = empty_aligned(array.shape, array.dtype)
+        staged[...] = array
+        return staged
+
+
+def check_feeds(specs: Sequence[TensorSpec], feeds: Mapping[str, Any]) -> dict[str, Array]:
+    """Check names, dtypes and shapes of what is fed, and put it in the order of the inputs.
+
+    Raises:
+        InputError: names the input and both dtypes or both shapes.
+    """
+    names = [spec.name for spec in specs]
+    unknown = [name for name in feeds if name not in names]
+    missing = [name for name in names if name not in feeds]
+    if unknown or missing:
+        problem = f"unknown input {unknown[0]!r}" if unknown else f"input {missing[0]!r} is missing"
+        raise InputError(f"{problem}; the model takes: {', '.join(names)}")
+    arrays = {}
+    symbols: dict[str, int] = {}
+    for spec in specs:
+        array = np.asarray(feeds[spec.name])
+        if array.dtype != numpy_dtype(spec.dtype):
+            raise InputError(f"input {spec.name!r} has dtype {array.dtype}, the model takes {spec.dtype}")
+        bind_shape(spec, array.shape, symbols)
+        arrays[spec.name] = array
+    return arrays
+
+
+def _to_tvm(array: Array) -> Any:
+    """A TVM tensor over an aligned array's memory."""
+    ffi = tvm_ffi()
+    name = str(array.dtype)
+    # DLPack leaves numpy without a bfloat16: go by the bit pattern.
+    tensor = ffi.from_dlpack(array.view(np.uint16) if name == "bfloat16" else array)
+    # Numpy's strides of an empty array are not those of a compact one, a view's are.
+    return _retyped(tensor, name) if name == "bfloat16" or array.size == 0 else tensor
+
+
+def _to_numpy(tensor: Any, dtype: str, borrowed: Sequence[Array]) -> Array:
+    """A numpy array over a result's memory, copied where that is an input's or a weight's."""
+    if dtype == "bfloat16":
+        array = np.from_dlpack(_retyped(tensor, "uint16")).view(numpy_dtype(dtype))
+    else:
+        array = np.from_dlpack(tensor)
+    shared = any(np.may_share_memory(array, source) for source in borrowed)
+    return array.copy() if shared or not array.flags.writeable else array
+
+
+def _retyped(tensor: Any, dtype: str) -> Any:
+    """The same memory as another dtype of the same size."""
+    ffi = tvm_ffi()
+    view = ffi.get_global_func("runtime.TVMTensorCreateView")
+    return view(tensor, ffi.Shape(tensor.shape), ffi.dtype(dtype), 0)

@@ -1,0 +1,92 @@
+"""Tensor descriptions: names, shapes with symbols, dtypes, and memory that kernels can take."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from leakyforge.errors import InputError
+
+Array = npt.NDArray[np.generic]
+Shape = tuple[int | str, ...]
+
+# Kernels are compiled for 64-byte aligned buffers; with AVX-512 an unaligned one is a fault.
+ALIGNMENT = 64
+
+_ONNX_TYPES = {"float32": "float", "float64": "double"}
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One input or output of a model.
+
+    Attributes:
+        name: name in the ONNX graph.
+        shape: sizes, with a text for a symbolic dimension.
+        dtype: numpy's name, or `bfloat16`.
+        low: least value that the model expects at this input, None where it did not say.
+        high: greatest value that the model expects.
+        rounding_steps: floating-point roundings on the way to this output (see `tolerance`).
+    """
+
+    name: str
+    shape: Shape
+    dtype: str
+    low: float | None = None
+    high: float | None = None
+    rounding_steps: int = 0
+
+    @property
+    def type(self) -> str:
+        """ONNX Runtime's name of the type, as in `tensor(float)`."""
+        return f"tensor({_ONNX_TYPES.get(self.dtype, self.dtype)})"
+
+
+def numpy_dtype(name: str) -> np.dtype[np.generic]:
+    """Numpy dtype of a name; bfloat16 comes from ml_dtypes."""
+    if name == "bfloat16":
+        import ml_dtypes
+
+        return np.dtype(ml_dtypes.bfloat16)
+    return np.dtype(name)
+
+
+def format_shape(shape: Shape | list[int | str]) -> str:
+    """A shape as the command line writes it: 1x3x416x416, `scalar` for rank 0."""
+    return "x".join(str(dim) for dim in shape) or "scalar"
+
+
+def bind_shape(spec: TensorSpec, shape: tuple[int, ...], symbols: dict[str, int]) -> None:
+    """Check a concrete shape against a declared one and note what the symbols become.
+
+    Raises:
+        InputError: another rank, another size, or one symbol with two sizes.
+    """
+    fits = len(shape) == len(spec.shape)
+    bound = {name: size for name, size in symbols.items() if name in spec.shape}
+    for declared, size in zip(spec.shape, shape, strict=False):
+        if isinstance(declared, int):
+            fits = fits and declared == size
+        else:
+            fits = fits and symbols.setdefault(declared, size) == size
+    if not fits:
+        others = ", ".join(f"{name} = {size}" for name, size in bound.items())
+        where = f" where another input has {others}" if others else ""
+        raise InputError(
+            f"input {spec.name!r} has shape {format_shape(shape)}, "
+            f"the model takes {format_shape(spec.shape)}{where}"
+        )
+
+
+def empty_aligned(shape: tuple[int, ...], dtype: np.dtype[np.generic]) -> Array:
+    """Uninitialised array whose data lie on a 64-byte boundary."""
+    size = math.prod(shape) * dtype.itemsize
+    raw = np.empty(size + ALIGNMENT, np.uint8)
+    start = -raw.ctypes.data % ALIGNMENT
+    return raw[start : start + size].view(dtype).reshape(shape)
+
+
+def is_aligned(array: Array) -> bool:
+    """Whether a kernel can read the array where it lies."""
+    return array.flags.c_contiguous and array.ctypes.data % ALIGNMENT == 0

@@ -1,0 +1,112 @@
+"""TVM's runtime without its compiler.
+
+`import tvm` loads libtvm_compiler.so (259 MB, seconds). To run an artifact, libtvm_runtime.so is
+enough; it lies in the same package, which is found here without being imported.
+"""
+
+import contextlib
+import ctypes
+import functools
+import importlib
+import importlib.util
+import os
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from leakyforge.errors import ArtifactError, InputError, MissingDependencyError
+from leakyforge.pins import check_tvm_pins
+
+# tvm::runtime::threading::ThreadGroup::kSpecifyThreadShareAllCore
+_SHARE_ALL_CPUS = -3
+_CPU_DEVICE = 1
+_POOLED_ALLOCATOR = 2
+
+_pool_size = threading.local()
+
+
+@functools.cache
+def tvm_ffi() -> Any:
+    """The `tvm_ffi` module with TVM's runtime library loaded.
+
+    Raises:
+        VersionError: the installed pair of packages is not the pinned one.
+        MissingDependencyError: the runtime library is not where the package should have it.
+    """
+    check_tvm_pins()
+    with _torch_hidden():
+        module = importlib.import_module("tvm_ffi")
+    if "tvm" not in sys.modules:
+        ctypes.CDLL(str(_runtime_library()), ctypes.RTLD_GLOBAL)
+    return module
+
+
+@contextlib.contextmanager
+def _torch_hidden() -> Iterator[None]:
+    """Keep `import tvm_ffi` from importing torch (over a second), unless torch is there already."""
+    if "torch" in sys.modules or "tvm_ffi" in sys.modules:
+        yield
+        return
+    sys.modules["torch"] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del sys.modules["torch"]
+
+
+def _runtime_library() -> Path:
+    spec = importlib.util.find_spec("tvm")
+    if spec is None or spec.origin is None:
+        raise MissingDependencyError("package tvm is not installed; run: pip install leakyforge")
+    library = Path(spec.origin).parent / "lib" / "libtvm_runtime.so"
+    if not library.is_file():
+        raise MissingDependencyError(f"TVM's runtime {library} is absent; reinstall apache-tvm")
+    return library
+
+
+def load_vm(library: bytes, name: str) -> Any:
+    """Load a compiled library and initialise its virtual machine on the CPU.
+
+    Args:
+        library: bytes of an ELF shared library exported by TVM.
+        name: the artifact, for the error message.
+
+    Returns:
+        The initialised Relax virtual machine, a tvm_ffi module.
+
+    Raises:
+        ArtifactError: the system's loader refuses the library.
+    """
+    ffi = tvm_ffi()
+    with tempfile.TemporaryDirectory(prefix="leakyforge-") as folder:
+        path = Path(folder) / "library.so"
+        path.write_bytes(library)
+        try:
+            machine = ffi.load_module(str(path))["vm_load_executable"]()
+        except (RuntimeError, OSError) as error:
+            reason = " ".join(str(error).split())
+            raise ArtifactError(
+                f"the library in artifact {name} cannot be loaded from {folder}: {reason}; "
+                "if that folder is mounted noexec, set TMPDIR to another one"
+            ) from error
+    machine["vm_initialization"](_CPU_DEVICE, 0, _POOLED_ALLOCATOR)
+    return machine
+
+
+def set_threads(count: int) -> None:
+    """Give the calling thread's pool `count` threads: TVM keeps a pool for each calling thread.
+
+    Raises:
+        InputError: more threads than CPUs that this process may use.
+    """
+    if getattr(_pool_size, "count", None) == count:
+        return
+    cpus = [str(cpu) for cpu in sorted(os.sched_getaffinity(0))]
+    if not 1 <= count <= len(cpus):
+        raise InputError(f"threads={count}, but this process may use 1 to {len(cpus)} CPUs")
+    # Sharing all CPUs keeps TVM from binding the caller's own thread to one of them.
+    tvm_ffi().get_global_func("runtime.config_threadpool")(_SHARE_ALL_CPUS, count, cpus)
+    _pool_size.count = count
