@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 
-import numpy as np
 import onnx
 import tvm
 from tvm import relax

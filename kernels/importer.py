@@ -106,7 +106,7 @@ def _name_symbols(proto: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _static_shapes(proto: onnx.ModelProto) -> dict[str, list[int]]:
-    """Shapes without a symbol: left to itself the front end takes a size of 0 for an unknown one."""
+    """Shapes without a symbol: the front end by itself takes a size of 0 for an unknown one."""
     shapes = {}
     for value in graph_inputs(proto):
         shape = value_shape(value)

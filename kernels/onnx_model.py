@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
-from google.protobuf.message import DecodeError
-from onnx.external_data_helper import uses_external_data
 from onnxscript import optimizer
 
 from leakyforge.errors import ModelError, ShapeError
+from leakyforge.runtime.reference import one_line
+from leakyforge.runtime.source import read_onnx
 from leakyforge.runtime.tensors import Shape, format_shape
 
 
@@ -49,36 +49,9 @@ def load_onnx(source: str | Path | onnx.ModelProto) -> SourceModel:
         digest = hashlib.sha256(source.SerializeToString(deterministic=True)).hexdigest()
         return SourceModel(source, source.graph.name or "model", digest, None)
     path = Path(source)
-    if not path.is_file():
-        kind = "is a directory" if path.is_dir() else "does not exist"
-        raise ModelError(f"ONNX file {path} {kind}; give the path of an .onnx file")
-    try:
-        proto = onnx.load(path, load_external_data=False)
-        external = sorted({_location(tensor) for tensor in proto.graph.initializer} - {""})
-        digest = file_sha256([path, *(path.parent / name for name in external)])
-        onnx.load_external_data_for_model(proto, str(path.parent))
-    except DecodeError as error:
-        raise ModelError(f"{path} is not an ONNX file or is truncated: {error}") from error
-    except (OSError, ValueError, onnx.checker.ValidationError) as error:
-        raise ModelError(f"external data of {path} cannot be read: {_first_line(error)}") from error
+    proto, digest = read_onnx(path)
     _check(proto, str(path))
     return SourceModel(proto, path.stem, digest, path.resolve())
-
-
-def file_sha256(paths: list[Path]) -> str:
-    """SHA-256 over the bytes of several files, one after the other, in hexadecimal."""
-    digest = hashlib.sha256()
-    for path in paths:
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
-
-
-
-def _location(tensor: onnx.TensorProto) -> str:
-    """File name of a tensor's external data, empty for a tensor inside the model."""
-    if not uses_external_data(tensor):
-        return ""
-    return next(entry.value for entry in tensor.external_data if entry.key == "location")
 
 
 def _check(proto: onnx.ModelProto, where: str) -> None:
@@ -88,7 +61,7 @@ def _check(proto: onnx.ModelProto, where: str) -> None:
     try:
         onnx.checker.check_model(proto, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise ModelError(f"{where} fails the ONNX checker: {_first_line(error)}") from error
+        raise ModelError(f"{where} fails the ONNX checker: {one_line(error)}") from error
 
 
 def graph_inputs(proto: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
@@ -144,7 +117,7 @@ def fix_shapes(proto: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]) ->
         return onnx.shape_inference.infer_shapes(fixed, strict_mode=True, data_prop=True)
     except onnx.shape_inference.InferenceError as error:
         wanted = ", ".join(f"{name}={format_shape(shape)}" for name, shape in shapes.items())
-        raise ShapeError(f"the model does not take {wanted}: {_first_line(error)}") from error
+        raise ShapeError(f"the model does not take {wanted}: {one_line(error)}") from error
 
 
 def _match_shape(
@@ -176,10 +149,5 @@ def fold(proto: onnx.ModelProto) -> onnx.ModelProto:
         return optimizer.optimize(proto)
     except Exception as error:
         raise ModelError(
-            f"constant folding of graph {proto.graph.name!r} failed: {_first_line(error)}"
+            f"constant folding of graph {proto.graph.name!r} failed: {one_line(error)}"
         ) from error
-
-
-def _first_line(error: Exception) -> str:
-    """An error's message on one line."""
-    return " ".join(str(error).split())[:400]

@@ -17,13 +17,15 @@ from leakyforge.runtime.tensors import Shape
 # Results that are exact: they move, choose or compare values. LeakyRelu is one of them here
 # because its single multiplication is the same in the reference, to the last bit.
 _EXACT = frozenset(
-    "Abs And ArgMax ArgMin Ceil Clip Compress Concat Constant ConstantOfShape DepthToSpace Dropout "
-    "Equal Expand Flatten Floor Gather GatherElements GatherND GlobalMaxPool Greater "
-    "GreaterOrEqual Identity LeakyRelu Less LessOrEqual Max MaxPool Min Neg NonZero Not OneHot Or "
-    "Pad ReduceMax ReduceMin Relu Reshape Round ScatterElements ScatterND Shape Sign Size Slice "
-    "SpaceToDepth Split Squeeze Tile TopK Transpose Trilu Unsqueeze Where Xor".split()
+    """
+    Abs And ArgMax ArgMin Ceil Clip Compress Concat Constant ConstantOfShape DepthToSpace Dropout
+    Equal Expand Flatten Floor Gather GatherElements GatherND GlobalMaxPool Greater GreaterOrEqual
+    Identity LeakyRelu Less LessOrEqual Max MaxPool Min Neg NonZero Not OneHot Or Pad ReduceMax
+    ReduceMin Relu Reshape Round ScatterElements ScatterND Shape Sign Size Slice SpaceToDepth Split
+    Squeeze Tile TopK Transpose Trilu Unsqueeze Where Xor
+    """.split()  # noqa: SIM905 - a list of eighty quoted words is harder to read
 )
-_ONE_ROUNDING = frozenset("Add Cast Div Mul PRelu Reciprocal Sqrt Sub".split())
+_ONE_ROUNDING = frozenset(("Add", "Cast", "Div", "Mul", "PRelu", "Reciprocal", "Sqrt", "Sub"))
 # A library's exp or tanh may be off by up to four ULP, here and in the reference.
 _TRANSCENDENTAL = 4**2
 # The reduction length where shapes do not tell.

@@ -80,7 +80,9 @@ def _cpu_target(config: dict[str, Any], text: str) -> CpuTarget:
     """Check a target's parts and complete them."""
     kind = config.get("kind")
     if kind != "llvm":
-        raise TargetError(f"target {text!r} is of kind {kind!r}, which is not supported yet; {_HELP}")
+        raise TargetError(
+            f"target {text!r} is of kind {kind!r}, which is not supported yet; {_HELP}"
+        )
     _require_x86(str(config.get("mtriple", cpu.machine())).split("-")[0])
     config = {"num-cores": threads.usable_cores(), **config}
     # LLVM falls back to a generic processor on a name it does not know, so ask first.
@@ -90,7 +92,7 @@ def _cpu_target(config: dict[str, Any], text: str) -> CpuTarget:
         raise TargetError(f"LLVM knows no processor {name!r} (target {text!r}); {_HELP}")
     try:
         target = tvm.target.Target(config)
-    except Exception as error:  # noqa: BLE001 - TVM raises several unrelated types here
+    except Exception as error:
         reason = str(error).strip().splitlines()[-1]
         raise TargetError(f"TVM does not take target {text!r}: {reason}") from error
     return CpuTarget(name, frozenset(_features_of(target)), int(config["num-cores"]), target)
@@ -98,7 +100,9 @@ def _cpu_target(config: dict[str, Any], text: str) -> CpuTarget:
 
 def _require_x86(machine: str) -> None:
     if machine not in ("x86_64", "amd64"):
-        raise TargetError(f"compiling for {machine} is not supported yet; leakyforge takes x86_64 Linux")
+        raise TargetError(
+            f"compiling for {machine} is not supported yet; leakyforge takes x86_64 Linux"
+        )
 
 
 def _archlist() -> Any:

@@ -51,5 +51,6 @@ def hoist_weights(module: tvm.IRModule) -> HoistedModule:
     )
     result = tvm.IRModule({**module.functions, module.get_global_var("main"): hoisted})
     return HoistedModule(
-        relax.transform.Normalize()(result), [constant.value.numpy() for constant in hoister.constants]
+        relax.transform.Normalize()(result),
+        [constant.value.numpy() for constant in hoister.constants],
     )

@@ -28,4 +28,6 @@ def check_tvm_pins() -> None:
     if found != TVM_PINS:
         have = ", ".join(f"{name} {version or 'absent'}" for name, version in found.items())
         want = " ".join(f"{name}=={version}" for name, version in TVM_PINS.items())
-        raise VersionError(f"leakyforge needs an exact pair of packages; found {have}; run: pip install {want}")
+        raise VersionError(
+            f"leakyforge needs an exact pair of packages; found {have}; run: pip install {want}"
+        )

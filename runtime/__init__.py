@@ -1,6 +1,18 @@
 """Everything that needs only TVM's runtime: artifact, session, parity, benchmark."""
 
 from leakyforge.runtime.artifact import Artifact, Manifest, read_artifact
+from leakyforge.runtime.benchmark import BenchReport, bench
+from leakyforge.runtime.parity import ParityReport, check, verify
 from leakyforge.runtime.session import Session
 
-__all__ = ["Artifact", "Manifest", "Session", "read_artifact"]
+__all__ = [
+    "Artifact",
+    "BenchReport",
+    "Manifest",
+    "ParityReport",
+    "Session",
+    "bench",
+    "check",
+    "read_artifact",
+    "verify",
+]

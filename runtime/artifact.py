@@ -97,6 +97,10 @@ class Manifest:
     files: dict[str, str] = field(default_factory=dict)
     format: int = FORMAT
 
+    def to_dict(self) -> dict[str, Any]:
+        """The manifest as plain values, for JSON."""
+        return dataclasses.asdict(self)
+
 
 @dataclass(frozen=True)
 class Artifact:
@@ -151,7 +155,7 @@ def write_artifact(
         members[f"reference/output_{index}.npy"] = _to_npy(reference_outputs[spec.name])
     hashes = {name: hashlib.sha256(data).hexdigest() for name, data in members.items()}
     manifest = dataclasses.replace(manifest, files=hashes)
-    text = json.dumps(dataclasses.asdict(manifest), indent=1).encode()
+    text = json.dumps(manifest.to_dict(), indent=1).encode()
     if path.is_dir():
         raise ArtifactIsDirectoryError(f"{path} is a directory; give the name of a file")
     try:
@@ -176,6 +180,13 @@ def write_artifact(
             os.unlink(temporary)  # noqa: PTH108 - as above
 
 
+def is_artifact(path: Path) -> bool:
+    """Whether a path is to be read as an artifact: by its ending, or by its first bytes."""
+    if path.suffix == SUFFIX or path.is_dir():
+        return True
+    return path.is_file() and zipfile.is_zipfile(path)
+
+
 def read_artifact(path: str | Path) -> Artifact:
     """Read an artifact and check that it is whole; says nothing of whether it can run here.
 
@@ -189,7 +200,9 @@ def read_artifact(path: str | Path) -> Artifact:
     if path.is_dir():
         raise ArtifactIsDirectoryError(f"{path} is a directory; give an {SUFFIX} file")
     if not path.is_file():
-        raise ArtifactNotFoundError(f"artifact {path} does not exist; make it with: leakyforge compile")
+        raise ArtifactNotFoundError(
+            f"artifact {path} does not exist; make it with: leakyforge compile"
+        )
     try:
         with zipfile.ZipFile(path) as archive:
             manifest = _read_manifest(archive, path)
@@ -205,7 +218,9 @@ def read_artifact(path: str | Path) -> Artifact:
             )
     except zipfile.BadZipFile as error:
         if "CRC" in str(error):
-            raise ArtifactHashError(f"artifact {path} was changed after it was written: {error}") from error
+            raise ArtifactHashError(
+                f"artifact {path} was changed after it was written: {error}"
+            ) from error
         raise ArtifactFormatError(f"{path} is no artifact or is truncated: {error}") from error
     except (KeyError, TypeError, ValueError, EOFError, OSError) as error:
         raise ArtifactFormatError(f"artifact {path} cannot be read: {error}") from error
@@ -291,7 +306,9 @@ def _read_reference(
 ) -> dict[str, Array]:
     arrays = {}
     for index, spec in enumerate(specs):
-        stored = np.load(io.BytesIO(archive.read(f"reference/{kind}_{index}.npy")), allow_pickle=False)
+        stored = np.load(
+            io.BytesIO(archive.read(f"reference/{kind}_{index}.npy")), allow_pickle=False
+        )
         arrays[spec.name] = stored.view(numpy_dtype(spec.dtype))
     return arrays
 

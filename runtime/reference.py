@@ -43,7 +43,10 @@ def random_feeds(
         if spec.dtype == "bool":
             values = generator.integers(0, 2, shape)
         elif dtype.kind in "iu":
-            low, high = (0 if spec.low is None else spec.low), (10 if spec.high is None else spec.high)
+            low, high = (
+                (0 if spec.low is None else spec.low),
+                (10 if spec.high is None else spec.high),
+            )
             values = generator.integers(int(low), int(high), shape)
         elif dtype.kind == "f" or spec.dtype == "bfloat16":
             if spec.low is None or spec.high is None:
@@ -51,7 +54,9 @@ def random_feeds(
             else:
                 values = np.asarray(generator.uniform(spec.low, spec.high, shape))
         else:
-            raise InputError(f"input {spec.name!r} of dtype {spec.dtype} cannot be drawn; use --inputs")
+            raise InputError(
+                f"input {spec.name!r} of dtype {spec.dtype} cannot be drawn; use --inputs"
+            )
         feeds[spec.name] = np.asarray(values).astype(dtype)
     return feeds
 
@@ -82,9 +87,7 @@ class Reference:
         return dict(zip(self.names, (np.asarray(result) for result in results), strict=True))
 
 
-def onnxruntime_session(
-    proto: Any, *, optimised: bool = True, threads: int | None = None
-) -> Any:
+def onnxruntime_session(proto: Any, *, optimised: bool = True, threads: int | None = None) -> Any:
     """An ONNX Runtime session on the CPU over a model in memory.
 
     Raises:
@@ -101,7 +104,9 @@ def onnxruntime_session(
     if threads is not None:
         options.intra_op_num_threads = threads
     levels = onnxruntime.GraphOptimizationLevel
-    options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimised else levels.ORT_DISABLE_ALL
+    options.graph_optimization_level = (
+        levels.ORT_ENABLE_ALL if optimised else levels.ORT_DISABLE_ALL
+    )
     return onnxruntime.InferenceSession(
         proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
@@ -119,7 +124,7 @@ def load_reference(proto: Any, *, optimised: bool = True) -> Reference:
         session = onnxruntime_session(proto, optimised=optimised)
     except MissingDependencyError:
         raise
-    except Exception as refused:
+    except Exception as refused:  # noqa: BLE001 - its errors have no common base
         return _evaluator(proto, names, refused)
     import onnxruntime
 

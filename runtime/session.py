@@ -9,7 +9,13 @@ import numpy as np
 
 from leakyforge.errors import InputError
 from leakyforge.runtime import threads as thread_count
-from leakyforge.runtime.artifact import Artifact, Manifest, check_runs_here, read_artifact, unpack_weights
+from leakyforge.runtime.artifact import (
+    Artifact,
+    Manifest,
+    check_runs_here,
+    read_artifact,
+    unpack_weights,
+)
 from leakyforge.runtime.tensors import (
     Array,
     TensorSpec,
@@ -58,9 +64,7 @@ class Session:
         """Outputs, described like the inputs."""
         return list(self.manifest.outputs)
 
-    def run(
-        self, output_names: Sequence[str] | None, input_feed: Mapping[str, Any]
-    ) -> list[Array]:
+    def run(self, output_names: Sequence[str] | None, input_feed: Mapping[str, Any]) -> list[Array]:
         """Run the model once.
 
         Args:
@@ -77,7 +81,9 @@ class Session:
         wanted = names if output_names is None else list(output_names)
         for name in wanted:
             if name not in names:
-                raise InputError(f"the model has no output {name!r}; its outputs: {', '.join(names)}")
+                raise InputError(
+                    f"the model has no output {name!r}; its outputs: {', '.join(names)}"
+                )
         feeds = check_feeds(self.manifest.inputs, input_feed)
         with self._lock:
             set_threads(self.threads)
@@ -92,7 +98,7 @@ class Session:
         return [outputs[name] for name in wanted]
 
     def _stage(self, name: str, array: Array) -> Array:
-        """The array itself where a kernel can read it, else an aligned copy that is kept for reuse."""
+        """The array where a kernel can read it, else an aligned copy; its memory is kept."""
         if is_aligned(array):
             return array
         staged = self._staging.get(name)
@@ -119,7 +125,9 @@ def check_feeds(specs: Sequence[TensorSpec], feeds: Mapping[str, Any]) -> dict[s
     for spec in specs:
         array = np.asarray(feeds[spec.name])
         if array.dtype != numpy_dtype(spec.dtype):
-            raise InputError(f"input {spec.name!r} has dtype {array.dtype}, the model takes {spec.dtype}")
+            raise InputError(
+                f"input {spec.name!r} has dtype {array.dtype}, the model takes {spec.dtype}"
+            )
         bind_shape(spec, array.shape, symbols)
         arrays[spec.name] = array
     return arrays

@@ -28,9 +28,7 @@ def physical_cores(cpus: set[int], root: Path = _CPU_ROOT) -> int:
     return len(siblings)
 
 
-def cgroup_cpus(
-    root: Path = _CGROUP_ROOT, membership: Path = Path("/proc/self/cgroup")
-) -> float:
+def cgroup_cpus(root: Path = _CGROUP_ROOT, membership: Path = Path("/proc/self/cgroup")) -> float:
     """CPU quota of this process's cgroup and of all above it, in CPUs; infinite without one."""
     quota = math.inf
     lines = membership.read_text().splitlines() if membership.is_file() else []
@@ -61,5 +59,7 @@ def _group_quota(group: Path) -> float:
         return math.inf if limit == "max" else int(limit) / int(period)
     if v1.is_file():
         limit_us = int(v1.read_text())
-        return math.inf if limit_us <= 0 else limit_us / int((group / "cpu.cfs_period_us").read_text())
+        return (
+            math.inf if limit_us <= 0 else limit_us / int((group / "cpu.cfs_period_us").read_text())
+        )
     return math.inf

@@ -45,9 +45,7 @@ def model(onnx_type, shapes, alphas, opset):
             nodes.append(helper.make_node("LeakyRelu", [f"x{i}"], [f"y{i}_{j}"], **attributes))
             outputs.append(helper.make_tensor_value_info(f"y{i}_{j}", onnx_type, shape))
     graph = helper.make_graph(nodes, "leaky", inputs, outputs)
-    return helper.make_model(
-        graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=10
-    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=10)
 
 
 def numpy_leaky_relu(x, alpha):

@@ -1,0 +1,5 @@
+"""Models become checked ONNX files."""
+
+from leakyforge.exporter.api import export
+
+__all__ = ["export"]

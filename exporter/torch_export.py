@@ -1,0 +1,254 @@
+"""A torch module becomes an ONNX model, by either of torch's two exporters.
+
+Source: https://docs.pytorch.org/docs/stable/onnx.html. torch is imported only when it is needed.
+"""
+
+import contextlib
+import inspect
+import io
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import onnx
+
+from leakyforge.errors import ExportError, MissingDependencyError
+from leakyforge.exporter.check import all_nodes, check_bytes, one_line
+
+# Outside these the exporters warn and write another opset, or operators they do not know.
+DYNAMO_OPSET_MIN = 18
+TORCHSCRIPT_OPSET_MAX = 20
+
+
+def is_torch_module(model: Any) -> bool:
+    """Return whether `model` is a `torch.nn.Module`, without importing torch."""
+    return any(
+        base.__module__ == "torch.nn.modules.module" and base.__qualname__ == "Module"
+        for base in type(model).__mro__
+    )
+
+
+def export_module(
+    module: Any,
+    example_inputs: Any,
+    *,
+    opset: int,
+    batch: str | None,
+    input_names: Sequence[str] | None,
+    output_names: Sequence[str] | None,
+    dynamo: bool,
+) -> onnx.ModelProto:
+    """Return the ONNX model of `module` in evaluation mode; the module's modes stay as they are.
+
+    Args:
+        module: A `torch.nn.Module`.
+        example_inputs: A tensor, or a tuple or list of one tensor per argument.
+        opset: Version of the ONNX operator set, 18 to 23 for dynamo, 13 to 20 for TorchScript.
+        batch: Name of dimension 0 of every input if that is to be symbolic.
+        input_names: Names of the inputs; by default those of the arguments of `forward`.
+        output_names: Names of the outputs; by default the exporter's choice.
+        dynamo: Which exporter: torch.export (True) or TorchScript (False).
+
+    Raises:
+        ExportError: An argument does not fit, the exporter refuses the module, or what it made is
+            not what was asked for.
+        MissingDependencyError: torch cannot be imported.
+    """
+    try:
+        import torch
+    except ImportError as error:
+        raise MissingDependencyError(
+            "exporting a torch module needs torch; pip install 'leakyforge[torch]'"
+        ) from error
+    title = f"torch module {type(module).__name__}"
+    if dynamo and opset < DYNAMO_OPSET_MIN:
+        raise ExportError(
+            f"torch's dynamo exporter writes opset {DYNAMO_OPSET_MIN} and later, not {opset}; "
+            f"use opset={DYNAMO_OPSET_MIN} or dynamo=False"
+        )
+    if not dynamo and opset > TORCHSCRIPT_OPSET_MAX:
+        raise ExportError(
+            f"torch's TorchScript exporter writes opset {TORCHSCRIPT_OPSET_MAX} and earlier, "
+            f"not {opset}; use opset={TORCHSCRIPT_OPSET_MAX} or dynamo=True"
+        )
+    inputs = _checked_inputs(title, example_inputs, torch.Tensor)
+    names = _checked_names(title, module, input_names, len(inputs))
+    tensors = (*module.parameters(), *module.buffers())
+    check_bytes(sum(tensor.numel() * tensor.element_size() for tensor in tensors))
+
+    export = _dynamo if dynamo else _torchscript
+    with _evaluation_mode(module), _quiet() as caught:
+        # In front of "always": torch's own modules warn about values that no input changes.
+        torch.jit.TracerWarning.ignore_lib_warnings()
+        try:
+            model = export(
+                torch,
+                module,
+                inputs,
+                opset=opset,
+                batch=batch,
+                input_names=names,
+                output_names=None if output_names is None else list(output_names),
+            )
+        # Whatever is wrong in the module's own code comes through here as well.
+        except Exception as error:
+            exporter = "dynamo" if dynamo else "TorchScript"
+            raise ExportError(
+                f"torch's {exporter} exporter refuses {title}: {_reason(error)}; check that it "
+                "runs on example_inputs and that no Python branch depends on a tensor's values"
+            ) from error
+    _refuse_frozen_values(title, caught, torch.jit.TracerWarning)
+    _check_result(title, model, batch, names, output_names)
+    _strip_sources(model)
+    return model
+
+
+def _checked_inputs(title: str, example_inputs: Any, tensor: type) -> tuple[Any, ...]:
+    if example_inputs is None:
+        raise ExportError(
+            f"{title} needs example_inputs; give a tensor, or a tuple of one per argument"
+        )
+    if isinstance(example_inputs, tensor):
+        return (example_inputs,)
+    if isinstance(example_inputs, (tuple, list)) and all(
+        isinstance(value, tensor) for value in example_inputs
+    ):
+        return tuple(example_inputs)
+    raise ExportError(
+        f"example_inputs of {title} are a {type(example_inputs).__name__}; "
+        "give a tensor, or a tuple of one per argument"
+    )
+
+
+def _checked_names(
+    title: str, module: Any, input_names: Sequence[str] | None, count: int
+) -> list[str]:
+    if input_names is None:
+        parameters = inspect.signature(module.forward).parameters.values()
+        names = [
+            parameter.name
+            for parameter in parameters
+            if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
+        ][:count]
+        # With *args there are fewer names than inputs.
+        return names if len(names) == count else [f"input_{i}" for i in range(count)]
+    if len(input_names) != count:
+        raise ExportError(
+            f"{title} has {count} example_inputs and {len(input_names)} input_names; "
+            "give one name for each"
+        )
+    return list(input_names)
+
+
+def _dynamo(
+    torch: Any, module: Any, inputs: tuple[Any, ...], *, opset: int, batch: str | None, **names: Any
+) -> onnx.ModelProto:
+    program = torch.onnx.export(
+        module,
+        inputs,
+        dynamo=True,
+        opset_version=opset,
+        dynamic_shapes=None if batch is None else tuple({0: batch} for _ in inputs),
+        verbose=False,
+        **names,
+    )
+    return program.model_proto
+
+
+def _torchscript(
+    torch: Any, module: Any, inputs: tuple[Any, ...], *, opset: int, batch: str | None, **names: Any
+) -> onnx.ModelProto:
+    file = io.BytesIO()
+    torch.onnx.export(
+        module,
+        inputs,
+        file,
+        dynamo=False,
+        opset_version=opset,
+        dynamic_axes=None if batch is None else {name: {0: batch} for name in names["input_names"]},
+        **names,
+    )
+    return onnx.load_model_from_string(file.getvalue())
+
+
+@contextlib.contextmanager
+def _evaluation_mode(module: Any) -> Iterator[None]:
+    """Evaluation mode for the export: the dynamo exporter would keep dropout as it is."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, training in modes:
+            part.training = training
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[list[warnings.WarningMessage]]:
+    """Keep what the exporters log, warn and print to stderr from the user; yield the warnings."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with (
+            warnings.catch_warnings(record=True) as caught,
+            # torch.export prints the graph up to a branch that it cannot take.
+            contextlib.redirect_stderr(io.StringIO()),
+        ):
+            warnings.simplefilter("always")
+            yield caught
+    finally:
+        logging.disable(disabled)
+
+
+def _reason(error: BaseException) -> str:
+    """The first paragraph of the error at the root: those above it only say which step failed."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return f"{type(error).__name__}: {one_line(str(error).strip().split(chr(10) * 2)[0])}"
+
+
+def _refuse_frozen_values(
+    title: str, caught: list[warnings.WarningMessage], tracer_warning: type[Warning]
+) -> None:
+    """Refuse what the tracer recorded as a constant although it depends on the inputs."""
+    for warning in caught:
+        if issubclass(warning.category, tracer_warning):
+            raise ExportError(
+                f"torch's TorchScript exporter would fix values of {title} that depend on its "
+                f"inputs, at {warning.filename}:{warning.lineno} "
+                f"({one_line(str(warning.message).split('.')[0])}); use dynamo=True"
+            )
+
+
+def _check_result(
+    title: str,
+    model: onnx.ModelProto,
+    batch: str | None,
+    input_names: list[str],
+    output_names: Sequence[str] | None,
+) -> None:
+    found_inputs = [value.name for value in model.graph.input]
+    if found_inputs != input_names:
+        raise ExportError(
+            f"{title} became a graph with the inputs {', '.join(found_inputs)} instead of "
+            f"{', '.join(input_names)}; leave out the inputs that it does not use"
+        )
+    found_outputs = [value.name for value in model.graph.output]
+    if output_names is not None and found_outputs != list(output_names):
+        raise ExportError(
+            f"{title} has {len(found_outputs)} outputs and {len(output_names)} output_names; "
+            "give one name for each"
+        )
+    for value in model.graph.input if batch is not None else ():
+        if value.type.tensor_type.shape.dim[0].dim_param != batch:
+            raise ExportError(
+                f"the batch of input {value.name!r} of {title} is not symbolic after the export; "
+                "the module fixes it, so leave batch out"
+            )
+
+
+def _strip_sources(model: onnx.ModelProto) -> None:
+    """Drop the stack traces that the dynamo exporter keeps: paths and code of this machine."""
+    for node in all_nodes(model):
+        del node.metadata_props[:]

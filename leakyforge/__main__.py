@@ -1,0 +1,5 @@
+"""`python -m leakyforge`."""
+
+from leakyforge.cli import main
+
+main()

@@ -1,0 +1,406 @@
+"""The command line: parses, calls one typed function, prints its result.
+
+Exit status: 0 done or passed, 1 a parity check failed, 2 wrong usage or input, 3 a bug of ours.
+"""
+
+import contextlib
+import json
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+
+from leakyforge.errors import LeakyforgeError
+from leakyforge.options import (
+    FILE,
+    NamedValue,
+    common_options,
+    json_option,
+    onnx_option,
+    shape_option,
+    target_option,
+    threads_option,
+)
+
+_FAILED, _USAGE, _BUG = 1, 2, 3
+
+
+class _Group(click.Group):
+    """Lists commands in the order of the pipeline."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Names in the order of definition."""
+        return list(self.commands)
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="leakyforge")
+def cli() -> None:
+    r"""From a model with LeakyRelu to a compiled artifact, checked against ONNX Runtime.
+
+    \b
+    Example:
+      leakyforge export digits -o digits.onnx
+      leakyforge compile digits.onnx
+      leakyforge check digits.lfa
+    """
+
+
+@cli.command()
+@click.argument("model")
+@click.option("--output", "-o", type=FILE, required=True, help="ONNX file to write.")
+@click.option("--opset", type=int, help="ONNX operator set, 13 to 23.  [default: 18]")
+@click.option("--batch", help="Batch size, or a name to leave it symbolic.  [default: 1]")
+@click.option(
+    "--set", "settings", type=NamedValue("NAME=VALUE"), multiple=True,
+    help="An option of the model, such as size=320; may be repeated.",
+)  # fmt: skip
+@common_options
+def export(
+    model: str,
+    output: Path,
+    opset: int | None,
+    batch: str | None,
+    settings: tuple[tuple[str, str], ...],
+    quiet: bool,
+) -> None:
+    r"""Export a zoo model (yolov3-tiny, digits) to a checked ONNX file.
+
+    \b
+    Example:
+      leakyforge export yolov3-tiny -o yolo.onnx --set size=320
+    """
+    from leakyforge.exporter import export as export_model
+
+    options: dict[str, Any] = {name: _number(value) for name, value in settings}
+    size = int(batch) if batch is not None and batch.isdecimal() else batch
+    path = export_model(model, output, opset=opset, batch=size, **options)
+    _say(quiet, f"wrote {path}")
+
+
+@cli.command(name="compile")
+@click.argument("model", type=FILE)
+@click.option("--output", "-o", type=FILE, help="Artifact to write.  [default: MODEL.lfa]")
+@target_option
+@shape_option
+@common_options
+def compile_command(
+    model: Path,
+    output: Path | None,
+    target: str,
+    shapes: tuple[tuple[str, tuple[int, ...]], ...],
+    quiet: bool,
+) -> None:
+    r"""Compile an ONNX file into an artifact.
+
+    \b
+    Example:
+      leakyforge compile model.onnx --target cpu:x86-64-v3 --shape input=1x3x416x416
+    """
+    path = _compile(model, output, target, dict(shapes), quiet)
+    _say(quiet, f"wrote {path}")
+
+
+@cli.command()
+@click.argument("artifact", type=FILE)
+@onnx_option
+@click.option("--inputs", type=FILE, help="An .npz file with an array for each input.")
+@click.option("--samples", type=click.IntRange(min=1), default=4, show_default=True,
+              help="Random inputs to compare.")  # fmt: skip
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True,
+              help="Seed of the random inputs.")  # fmt: skip
+@json_option
+@common_options
+def check(
+    artifact: Path,
+    onnx: Path | None,
+    inputs: Path | None,
+    samples: int,
+    seed: int,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    r"""Compare an artifact with ONNX Runtime; exit status 1 where they differ.
+
+    \b
+    Example:
+      leakyforge check model.lfa --samples 8 --seed 1
+    """
+    from leakyforge.render import print_parity
+    from leakyforge.runtime import check as check_parity
+
+    feeds = None if inputs is None else _load_npz(inputs)
+    report = check_parity(artifact, onnx, inputs=feeds, samples=samples, seed=seed)
+    _show(report, print_parity, as_json, quiet)
+    _exit_with(report)
+
+
+@cli.command()
+@click.argument("artifact", type=FILE)
+@json_option
+@common_options
+def verify(artifact: Path, as_json: bool, quiet: bool) -> None:
+    r"""Replay the inputs an artifact carries; needs neither onnx nor onnxruntime.
+
+    \b
+    Example:
+      leakyforge verify model.lfa
+    """
+    from leakyforge.render import print_parity
+    from leakyforge.runtime import verify as verify_artifact
+
+    report = verify_artifact(artifact)
+    _show(report, print_parity, as_json, quiet)
+    _exit_with(report)
+
+
+@cli.command()
+@click.argument("artifact", type=FILE)
+@click.option("--input", "arrays", type=NamedValue("NAME=FILE.npy"), multiple=True,
+              help="Array for an input; may be repeated.")  # fmt: skip
+@click.option("--inputs", type=FILE, help="An .npz file with an array for each input.")
+@click.option("--output", "-o", type=FILE, help="An .npz file to write the outputs to.")
+@threads_option
+@common_options
+def run(
+    artifact: Path,
+    arrays: tuple[tuple[str, str], ...],
+    inputs: Path | None,
+    output: Path | None,
+    threads: int | None,
+    quiet: bool,
+) -> None:
+    r"""Run an artifact once.
+
+    \b
+    Example:
+      leakyforge run model.lfa --input image=image.npy -o outputs.npz
+    """
+    from leakyforge.render import print_outputs
+    from leakyforge.runtime import Session
+    from leakyforge.runtime.arrays import load_npy, save_npz
+
+    session = Session(artifact, threads=threads)
+    feeds = {} if inputs is None else _load_npz(inputs)
+    feeds |= {name: load_npy(Path(file)) for name, file in arrays}
+    names = [spec.name for spec in session.get_outputs()]
+    outputs = dict(zip(names, session.run(None, feeds), strict=True))
+    if output is not None:
+        save_npz(output, outputs)
+    if not quiet:
+        print_outputs(outputs)
+
+
+@cli.command()
+@click.argument("model", type=FILE)
+@onnx_option
+@target_option
+@shape_option
+@threads_option
+@click.option("--seconds", type=float, default=5.0, show_default=True, help="Time to measure.")
+@json_option
+@common_options
+def bench(
+    model: Path,
+    onnx: Path | None,
+    target: str,
+    shapes: tuple[tuple[str, tuple[int, ...]], ...],
+    threads: int | None,
+    seconds: float,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    r"""Time an ONNX file or an artifact beside ONNX Runtime.
+
+    \b
+    Example:
+      leakyforge bench model.onnx --threads 2
+    """
+    import tempfile
+
+    from leakyforge.render import print_bench
+    from leakyforge.runtime import bench as run_bench
+    from leakyforge.runtime.artifact import is_artifact
+
+    with tempfile.TemporaryDirectory(prefix="leakyforge-") as folder:
+        artifact = model
+        if not is_artifact(model):
+            artifact = _compile(model, Path(folder) / "model.lfa", target, dict(shapes), quiet)
+            onnx = model if onnx is None else onnx
+        report = run_bench(artifact, onnx, threads=threads, seconds=seconds)
+    _show(report, print_bench, as_json, quiet)
+
+
+@cli.command()
+@click.argument("file", type=FILE)
+@json_option
+@common_options
+def inspect(file: Path, as_json: bool, quiet: bool) -> None:
+    r"""Show what is inside an ONNX file or an artifact.
+
+    \b
+    Example:
+      leakyforge inspect model.lfa
+    """
+    from leakyforge import render
+    from leakyforge.runtime.artifact import is_artifact, read_artifact
+
+    if is_artifact(file):
+        manifest = read_artifact(file).manifest
+        _show(manifest, lambda value: render.print_manifest(str(file), value), as_json, quiet)
+    else:
+        from leakyforge.exporter.inspect import inspect_onnx
+
+        _show(inspect_onnx(file), render.print_onnx, as_json, quiet)
+
+
+@cli.command()
+@json_option
+@common_options
+def doctor(as_json: bool, quiet: bool) -> None:
+    r"""Check versions, CPU, threads and optional packages; exit status 1 where one is wrong.
+
+    \b
+    Example:
+      leakyforge doctor
+    """
+    from leakyforge.render import print_findings
+    from leakyforge.runtime.doctor import examine, to_dicts
+
+    findings = examine()
+    if as_json:
+        click.echo(json.dumps(to_dicts(findings), indent=1))
+    elif not quiet:
+        print_findings(findings)
+    if not all(finding.ok for finding in findings):
+        sys.exit(_FAILED)
+
+
+@cli.command()
+@click.option("--folder", type=FILE, default=Path(), help="Where to write.  [default: here]")
+@click.option("--seconds", type=float, default=5.0, show_default=True,
+              help="Time to measure each model.")  # fmt: skip
+@common_options
+def demo(folder: Path, seconds: float, quiet: bool) -> None:
+    r"""Export, compile, check and time two zoo models: the whole job on this machine.
+
+    \b
+    Example:
+      leakyforge demo --folder /tmp
+    """
+    from leakyforge.exporter import export as export_model
+    from leakyforge.render import print_bench, print_parity
+    from leakyforge.runtime import bench as run_bench
+    from leakyforge.runtime import check as check_parity
+
+    passed = True
+    for name in ("yolov3-tiny", "digits"):
+        onnx = export_model(name, folder / f"{name}.onnx")
+        _say(quiet, f"wrote {onnx}")
+        artifact = _compile(onnx, None, "cpu", {}, quiet)
+        _say(quiet, f"wrote {artifact}")
+        parity = check_parity(artifact)
+        passed = passed and bool(parity)
+        latency = run_bench(artifact, seconds=seconds)
+        if not quiet:
+            print_parity(parity)
+            print_bench(latency)
+    _exit_with(passed)
+
+
+def _compile(
+    model: Path,
+    output: Path | None,
+    target: str,
+    shapes: dict[str, tuple[int, ...]],
+    quiet: bool,
+) -> Path:
+    """Compile with a progress bar on standard error."""
+    from leakyforge.kernels import STAGES
+    from leakyforge.kernels import compile as compile_model
+
+    with _progress(f"compile {model.name}", len(STAGES), quiet) as on_stage:
+        return compile_model(model, target, output=output, shapes=shapes, on_stage=on_stage)
+
+
+@contextlib.contextmanager
+def _progress(title: str, total: int, quiet: bool) -> Iterator[Callable[[str], None]]:
+    """A progress bar over named stages, shown on a terminal only."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    hidden = quiet or not console.is_terminal
+    with Progress(*columns, console=console, transient=True, disable=hidden) as bar:
+        task = bar.add_task(title, total=total)
+        yield lambda stage: bar.update(task, advance=1, description=f"{title}: {stage}")
+
+
+def _load_npz(path: Path) -> dict[str, Any]:
+    from leakyforge.runtime.arrays import load_npz
+
+    return dict(load_npz(path))
+
+
+def _number(text: str) -> int | float | str:
+    """An int or a float where the text is one."""
+    for kind in (int, float):
+        with contextlib.suppress(ValueError):
+            return kind(text)
+    return text
+
+
+def _say(quiet: bool, text: str) -> None:
+    if not quiet:
+        click.echo(text)
+
+
+def _show(report: Any, table: Callable[[Any], None], as_json: bool, quiet: bool) -> None:
+    """Print a report as JSON, as a table, or not at all."""
+    if as_json:
+        click.echo(json.dumps(report.to_dict(), indent=1))
+    elif not quiet:
+        table(report)
+
+
+def _exit_with(passed: Any) -> None:
+    if not passed:
+        sys.exit(_FAILED)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line; an error is one line on standard error."""
+    context: dict[str, Any] = {}
+    try:
+        with cli.make_context(
+            "leakyforge", sys.argv[1:] if arguments is None else arguments
+        ) as ctx:
+            context = ctx.meta
+            cli.invoke(ctx)
+    except click.exceptions.Exit as request:
+        sys.exit(request.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        _fail("interrupted", 130, context)
+    except LeakyforgeError as error:
+        _fail(str(error), _USAGE, context)
+    except BrokenPipeError:
+        sys.stderr.close()
+    except Exception as error:  # noqa: BLE001 - the last line of defence against a traceback
+        name = type(error).__name__
+        text = f"internal error: {name}: {' '.join(str(error).split())[:300]}; run with --debug"
+        _fail(text, _BUG, context)
+
+
+def _fail(text: str, status: int, context: dict[str, Any]) -> None:
+    """Print one line, after the traceback if that was asked for, and leave."""
+    if context.get("leakyforge.debug"):
+        traceback.print_exc()
+    click.echo(f"leakyforge: error: {text}", err=True)
+    sys.exit(status)

@@ -1,0 +1,75 @@
+"""Option types and decorators that several commands share."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+FILE = click.Path(path_type=Path)
+
+
+class NamedValue(click.ParamType[tuple[str, str]]):
+    """`NAME=VALUE`, split at the last `=`: a tensor's name may hold one, a file's seldom does."""
+
+    def __init__(self, metavar: str) -> None:
+        self.name = metavar
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[str, str]:
+        """Split the text."""
+        name, equals, rest = str(value).rpartition("=")
+        if not (equals and name and rest):
+            self.fail(f"{value!r} is not {self.name}", param, ctx)
+        return name, rest
+
+
+class Shape(click.ParamType[tuple[str, tuple[int, ...]]]):
+    """`NAME=1x3x416x416`."""
+
+    name = "NAME=1x3x416x416"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[str, tuple[int, ...]]:
+        """Split the text and its sizes."""
+        name, _, sizes = str(value).rpartition("=")
+        if not name or not re.fullmatch(r"\d+(x\d+)*", sizes):
+            self.fail(f"{value!r} is not {self.name}", param, ctx)
+        return name, tuple(int(size) for size in sizes.split("x"))
+
+
+def common_options(command: Command) -> Command:
+    """`--quiet` and `--debug`, which every command has."""
+    command = click.option(
+        "--debug", is_flag=True, expose_value=False, callback=_remember, help="Show tracebacks."
+    )(command)
+    return click.option("--quiet", "-q", is_flag=True, help="Print nothing but errors.")(command)
+
+
+def _remember(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
+    """Keep `--debug` where `main` finds it after a failure."""
+    if value:
+        ctx.find_root().meta["leakyforge.debug"] = True
+
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
+onnx_option = click.option(
+    "--onnx", type=FILE, help="ONNX file that the artifact was compiled from, if it has moved."
+)
+threads_option = click.option(
+    "--threads", type=click.IntRange(min=1), help="Threads; by default the usable physical cores."
+)
+target_option = click.option(
+    "--target",
+    default="cpu",
+    show_default=True,
+    help="cpu (this machine), cpu:NAME as LLVM calls it, or a TVM target in JSON.",
+)
+shape_option = click.option(
+    "--shape",
+    "shapes",
+    type=Shape(),
+    multiple=True,
+    help="Size of an input whose dimensions are symbolic; may be repeated.",
+)

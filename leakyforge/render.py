@@ -1,0 +1,165 @@
+"""Reports as tables for people."""
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from leakyforge.exporter.inspect import OnnxSummary
+    from leakyforge.runtime import BenchReport, Manifest, ParityReport
+    from leakyforge.runtime.doctor import Finding
+
+# A pipe has no width: wide enough that no column of ours is cut.
+_PIPE_WIDTH = 160
+
+
+def stdout() -> Console:
+    """A console on standard output."""
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=_PIPE_WIDTH)
+    return console
+
+
+def _table(title: str, *columns: str, numbers: Iterable[int] = ()) -> Table:
+    """An empty table; `numbers` are the columns to align to the right."""
+    table = Table(title=title, title_justify="left", title_style="bold")
+    right = set(numbers)
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="right" if index in right else "left", overflow="fold")
+    return table
+
+
+def print_parity(report: "ParityReport") -> None:
+    """The parity table, and the LeakyRelus whose alpha was not tested."""
+    inputs = "1 input" if report.samples == 1 else f"{report.samples} inputs"
+    seed = "" if report.seed is None else f", seed {report.seed}"
+    table = _table(
+        f"Parity of {report.artifact} ({inputs}{seed})",
+        "output", "reference", "max abs", "max rel", "ULP", "cosine", "SNR dB", "tolerance",
+        "from", "result",
+        numbers=range(2, 8),
+    )  # fmt: skip
+    for row in report.outputs:
+        table.add_row(
+            row.output,
+            row.reference,
+            f"{row.max_abs:.2e}",
+            f"{row.max_rel:.2e}",
+            "-" if row.max_ulp is None else str(row.max_ulp),
+            f"{row.cosine:.8f}",
+            f"{row.snr_db:.1f}",
+            f"{row.atol:.2e}",
+            row.origin,
+            "pass" if row.passed else f"FAIL {row.problem or f'at {list(row.worst_index)}'}",
+        )
+    console = stdout()
+    console.print(table)
+    if report.leaky_relus:
+        shares = [row.share for row in report.leaky_relus]
+        console.print(
+            f"{len(shares)} LeakyRelu; share of inputs below zero: least {min(shares):.1%}, "
+            f"most {max(shares):.1%}"
+        )
+    for untested in report.never_negative:
+        console.print(
+            f"alpha {untested.alpha:g} of LeakyRelu {untested.node!r} was not tested: its input "
+            "was never below zero; give other inputs with --inputs"
+        )
+    console.print("parity: pass" if report else "parity: FAIL")
+
+
+def print_bench(report: "BenchReport") -> None:
+    """Latency, then start time and memory, beside the other engines."""
+    inputs = ", ".join(f"{name} {shape}" for name, shape in report.inputs.items())
+    table = _table(
+        f"Latency of {report.model}, {inputs}: {report.threads} threads on {report.cpu}, "
+        f"{report.rounds} interleaved rounds",
+        "engine", "median ms", "p10", "p90", "speed against it",
+        numbers=range(1, 5),
+    )  # fmt: skip
+    for row in report.latencies:
+        table.add_row(
+            row.engine,
+            f"{row.median_ms:.3f}",
+            f"{row.p10_ms:.3f}",
+            f"{row.p90_ms:.3f}",
+            f"{row.speedup:.3f} x",
+        )
+    console = stdout()
+    console.print(table)
+    if not report.startups:
+        return
+    table = _table(
+        "Start in a fresh process, medians of 3",
+        "engine", "import ms", "session ms", "first run ms", "memory MB",
+        numbers=range(1, 5),
+    )  # fmt: skip
+    for start in report.startups:
+        table.add_row(
+            start.engine,
+            f"{start.import_ms:.1f}",
+            f"{start.session_ms:.1f}",
+            f"{start.first_run_ms:.1f}",
+            f"{start.memory_mb:.1f}",
+        )
+    console.print(table)
+
+
+def print_outputs(outputs: Mapping[str, "npt.NDArray[np.generic]"]) -> None:
+    """Shape, dtype and extent of each output."""
+    table = _table("Outputs", "name", "dtype", "shape", "min", "max", "mean", numbers=range(3, 6))
+    for name, array in outputs.items():
+        values = array.astype("float64")
+        extent = (values.min(), values.max(), values.mean()) if values.size else ()
+        shape = "x".join(map(str, array.shape)) or "scalar"
+        table.add_row(name, str(array.dtype), shape, *(f"{value:.6g}" for value in extent))
+    stdout().print(table)
+
+
+def print_manifest(path: str, manifest: "Manifest") -> None:
+    """What an artifact says of itself."""
+    table = _table(f"Artifact {path}", "field", "value")
+    for spec in manifest.inputs:
+        table.add_row("input", f"{spec.name}: {spec.dtype} {'x'.join(map(str, spec.shape))}")
+    for spec in manifest.outputs:
+        table.add_row("output", f"{spec.name}: {spec.dtype} {'x'.join(map(str, spec.shape))}")
+    table.add_row("model", f"{manifest.model} ({manifest.onnx_path or 'from memory'})")
+    table.add_row("ONNX SHA-256", manifest.onnx_sha256)
+    table.add_row("CPU", f"{manifest.cpu}: {' '.join(manifest.cpu_features)}")
+    table.add_row("target", manifest.target)
+    table.add_row("weights", str(len(manifest.weights)))
+    table.add_row("reference", manifest.reference)
+    table.add_row("built with", ", ".join(f"{k} {v}" for k, v in manifest.versions.items()))
+    stdout().print(table)
+
+
+def print_onnx(summary: "OnnxSummary") -> None:
+    """What is inside an ONNX file."""
+    table = _table(f"ONNX file {summary.path}", "field", "value")
+    for name, text in summary.inputs.items():
+        table.add_row("input", f"{name}: {text}")
+    for name, text in summary.outputs.items():
+        table.add_row("output", f"{name}: {text}")
+    table.add_row("producer", summary.producer)
+    table.add_row("opset", ", ".join(f"{name} {v}" for name, v in summary.opsets.items()))
+    table.add_row("parameters", f"{summary.parameters:,}")
+    table.add_row("operators", ", ".join(f"{name} {n}" for name, n in summary.operators.items()))
+    alphas = sorted(set(summary.alphas.values()))
+    table.add_row(
+        "LeakyRelu", f"{len(summary.alphas)}, alpha {', '.join(f'{a:g}' for a in alphas)}"
+    )
+    stdout().print(table)
+
+
+def print_findings(findings: Iterable["Finding"]) -> None:
+    """What the doctor found."""
+    table = _table("leakyforge doctor", "", "what", "found", "to do")
+    for finding in findings:
+        table.add_row("ok" if finding.ok else "!!", finding.name, finding.found, finding.advice)
+    stdout().print(table)

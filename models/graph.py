@@ -1,0 +1,173 @@
+"""A builder of ONNX graphs with the operators that the zoo needs, valid for opsets 13 to 23.
+
+Source: ONNX operator specification, https://onnx.ai/onnx/operators/.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+
+from leakyforge.models.options import checked_opset
+
+Array = npt.NDArray[np.float32]
+Shape = Sequence[int | str]
+
+
+class GraphBuilder:
+    """Collects nodes and weights in order, then builds a model of them.
+
+    Every operator method adds one node called `name`, whose only output has that name too, and
+    returns it. Weights are float32 and called after their node: `<name>.weight`. Layout is NCHW.
+    """
+
+    def __init__(self) -> None:
+        self._nodes: list[Any] = []
+        self._weights: list[Any] = []
+
+    def conv(
+        self,
+        x: str,
+        weight: Array,
+        *,
+        name: str,
+        bias: Array | None = None,
+        stride: int = 1,
+        pad: int = 0,
+    ) -> str:
+        """2-D convolution with `weight` [out, in, height, width] and `bias` [out]."""
+        inputs = [x, self._weight(name, "weight", weight)]
+        if bias is not None:
+            inputs.append(self._weight(name, "bias", bias))
+        return self._node(
+            "Conv",
+            inputs,
+            name,
+            kernel_shape=list(weight.shape[2:]),
+            strides=[stride, stride],
+            pads=[pad] * 4,
+        )
+
+    def batch_norm(
+        self,
+        x: str,
+        scale: Array,
+        bias: Array,
+        mean: Array,
+        var: Array,
+        *,
+        name: str,
+        epsilon: float = 1e-5,
+    ) -> str:
+        """Batch normalization at inference: scale * (x - mean) / sqrt(var + epsilon) + bias."""
+        parameters = {"scale": scale, "bias": bias, "mean": mean, "var": var}
+        inputs = [x, *(self._weight(name, part, value) for part, value in parameters.items())]
+        return self._node("BatchNormalization", inputs, name, epsilon=epsilon)
+
+    def leaky_relu(self, x: str, *, name: str, alpha: float) -> str:
+        """X where x >= 0, alpha * x elsewhere."""
+        return self._node("LeakyRelu", [x], name, alpha=alpha)
+
+    def max_pool(
+        self,
+        x: str,
+        *,
+        name: str,
+        size: int,
+        stride: int,
+        pads: tuple[int, int, int, int] = (0, 0, 0, 0),
+    ) -> str:
+        """Largest value of each size x size window; `pads` are top, left, bottom, right."""
+        return self._node(
+            "MaxPool",
+            [x],
+            name,
+            kernel_shape=[size, size],
+            strides=[stride, stride],
+            pads=list(pads),
+        )
+
+    def concat(self, xs: Sequence[str], *, name: str, axis: int = 1) -> str:
+        """Join tensors along `axis`."""
+        return self._node("Concat", list(xs), name, axis=axis)
+
+    def upsample(self, x: str, *, name: str, factor: int) -> str:
+        """Repeat every pixel `factor` times in height and width (nearest neighbour)."""
+        scales = self._weight(name, "scales", np.array([1, 1, factor, factor], np.float32))
+        return self._node(
+            "Resize",
+            # roi is empty: only the crop-and-resize mode reads it.
+            [x, "", scales],
+            name,
+            mode="nearest",
+            coordinate_transformation_mode="asymmetric",
+            nearest_mode="floor",
+        )
+
+    def flatten(self, x: str, *, name: str, axis: int = 1) -> str:
+        """Make a matrix: dimensions before `axis` become rows, the others columns."""
+        return self._node("Flatten", [x], name, axis=axis)
+
+    def gemm(self, x: str, weight: Array, bias: Array, *, name: str) -> str:
+        """X @ weight.T + bias, with `weight` [out, in] and `bias` [out]."""
+        inputs = [x, self._weight(name, "weight", weight), self._weight(name, "bias", bias)]
+        return self._node("Gemm", inputs, name, transB=1)
+
+    def build(
+        self,
+        name: str,
+        *,
+        inputs: Mapping[str, Shape],
+        outputs: Mapping[str, Shape],
+        opset: int,
+        shapes: Mapping[str, Shape] | None = None,
+        metadata: Mapping[str, str] | None = None,
+    ) -> onnx.ModelProto:
+        """Return the model, at the lowest IR version that `opset` allows.
+
+        Args:
+            name: Name of the graph.
+            inputs: Shape of each float32 input; a str is a symbolic dimension.
+            outputs: Shape of each float32 output, whose name is that of a node.
+            opset: Version of the ONNX operator set, 13 to 23.
+            shapes: Shapes of float32 tensors in between that ONNX's inference would not find.
+            metadata: Becomes `metadata_props` of the model.
+
+        Raises:
+            ExportError: `opset` is not in 13 to 23.
+        """
+        opset_imports = [onnx.helper.make_opsetid("", checked_opset(opset))]
+        graph = onnx.helper.make_graph(
+            self._nodes,
+            name,
+            _value_infos(inputs),
+            _value_infos(outputs),
+            self._weights,
+            value_info=_value_infos(shapes or {}),
+        )
+        model = onnx.helper.make_model(
+            graph,
+            opset_imports=opset_imports,
+            ir_version=onnx.helper.find_min_ir_version_for(opset_imports),
+            producer_name="leakyforge",
+        )
+        onnx.helper.set_model_props(model, dict(metadata or {}))
+        return model
+
+    def _node(self, operator: str, inputs: list[str], name: str, **attributes: Any) -> str:
+        self._nodes.append(onnx.helper.make_node(operator, inputs, [name], name, **attributes))
+        return name
+
+    def _weight(self, node: str, part: str, value: Array) -> str:
+        name = f"{node}.{part}"
+        self._weights.append(onnx.numpy_helper.from_array(np.asarray(value, np.float32), name))
+        return name
+
+
+def _value_infos(shapes: Mapping[str, Shape]) -> list[Any]:
+    return [
+        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, list(shape))
+        for name, shape in shapes.items()
+    ]

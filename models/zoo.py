@@ -1,0 +1,53 @@
+"""The models that leakyforge can build by name."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+import onnx
+
+from leakyforge.errors import ExportError
+from leakyforge.models.digits import digits
+from leakyforge.models.yolov3_tiny import yolov3_tiny
+
+
+@dataclass(frozen=True)
+class ZooModel:
+    """A builder, which takes keyword options and returns an ONNX model, and what it builds."""
+
+    builder: Callable[..., onnx.ModelProto]
+    description: str
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """Names of the options that the builder takes."""
+        return tuple(inspect.signature(self.builder).parameters)
+
+
+ZOO: Mapping[str, ZooModel] = MappingProxyType(
+    {
+        "yolov3-tiny": ZooModel(
+            yolov3_tiny, "YOLOv3-tiny detector, 416 x 416, random weights, 11 LeakyRelu"
+        ),
+        "digits": ZooModel(digits, "classifier of 8 x 8 handwritten digits, trained, 3 LeakyRelu"),
+    }
+)
+
+
+def build(name: str, /, **options: Any) -> onnx.ModelProto:
+    """Build the model called `name` with the options of its builder.
+
+    Raises:
+        ExportError: The name or an option is unknown, or the value of an option is out of range.
+    """
+    if name not in ZOO:
+        raise ExportError(f"no model is called {name!r}; the zoo has {', '.join(sorted(ZOO))}")
+    model = ZOO[name]
+    unknown = sorted(set(options) - set(model.options))
+    if unknown:
+        raise ExportError(
+            f"{name} has no option {', '.join(unknown)}; its options are {', '.join(model.options)}"
+        )
+    return model.builder(**options)

@@ -1,0 +1,155 @@
+"""Latency beside other engines: one process, interleaved runs, medians, threads stated."""
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from leakyforge.errors import InputError
+from leakyforge.runtime import cpu
+from leakyforge.runtime.artifact import read_artifact
+from leakyforge.runtime.parity import find_onnx
+from leakyforge.runtime.reference import onnxruntime_session, random_feeds
+from leakyforge.runtime.session import Session
+from leakyforge.runtime.startup import Startup, measure_startup
+from leakyforge.runtime.tensors import Array, format_shape
+
+OURS = "leakyforge"
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Time of one inference in one engine, in milliseconds.
+
+    Attributes:
+        engine: name and version.
+        median_ms: median over all rounds.
+        p10_ms: tenth percentile.
+        p90_ms: ninetieth percentile.
+        speedup: the engine's median divided by leakyforge's: above 1, leakyforge is faster.
+    """
+
+    engine: str
+    median_ms: float
+    p10_ms: float
+    p90_ms: float
+    speedup: float
+
+
+@dataclass(frozen=True)
+class BenchReport:
+    """Figures of one run on one machine; only their ratios mean anything elsewhere."""
+
+    model: str
+    cpu: str
+    threads: int
+    rounds: int
+    inputs: dict[str, str]
+    latencies: tuple[Latency, ...]
+    startups: tuple[Startup, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as plain values, for JSON."""
+        return asdict(self)
+
+
+def bench(
+    artifact: str | Path,
+    onnx: str | Path | None = None,
+    *,
+    threads: int | None = None,
+    seconds: float = 5.0,
+    startup: bool = True,
+) -> BenchReport:
+    """Time an artifact beside ONNX Runtime, and beside OpenVINO where that is installed.
+
+    Every round runs each engine once, so that a disturbance of the machine meets all of them.
+
+    Args:
+        artifact: the artifact's path.
+        onnx: the ONNX file that it was compiled from, found as in `check`.
+        threads: of every engine; by default the physical cores that this process may use.
+        seconds: how long to measure, after three rounds that do not count; at least ten rounds.
+        startup: also measure start time and memory of a session, in processes of their own.
+
+    Raises:
+        ArtifactError: the artifact cannot be loaded here.
+        ModelError: the ONNX file is absent or another one.
+        InputError: `seconds` is not positive, or `threads` are more than the CPUs.
+    """
+    if not seconds > 0:
+        raise InputError(f"seconds={seconds}, but a benchmark needs a positive time")
+    loaded = read_artifact(artifact)
+    session = Session(loaded, threads=threads)
+    proto = find_onnx(loaded, onnx)
+    feeds = random_feeds(loaded.manifest.inputs, 0, _smallest(loaded.manifest.inputs))
+    engines = {f"{OURS} {metadata.version('leakyforge')}": lambda: session.run(None, feeds)}
+    engines |= _peers(proto, feeds, session.threads)
+    samples = _interleave(engines, seconds)
+    ours = statistics.median(next(iter(samples.values())))
+    return BenchReport(
+        model=loaded.manifest.model,
+        cpu=cpu.model_name(),
+        threads=session.threads,
+        rounds=len(next(iter(samples.values()))),
+        inputs={name: format_shape(array.shape) for name, array in feeds.items()},
+        latencies=tuple(_latency(name, times, ours) for name, times in samples.items()),
+        startups=measure_startup(Path(artifact), proto, feeds, session.threads) if startup else (),
+    )
+
+
+def _smallest(specs: Any) -> dict[str, int]:
+    """Batch 1 for symbolic dimensions: latency is what is measured."""
+    return {dim: 1 for spec in specs for dim in spec.shape if isinstance(dim, str)}
+
+
+def _peers(proto: Any, feeds: Mapping[str, Array], threads: int) -> dict[str, Callable[[], Any]]:
+    """One call for each other engine that is installed."""
+    reference = onnxruntime_session(proto, threads=threads)
+    calls: dict[str, Callable[[], Any]] = {
+        f"onnxruntime {metadata.version('onnxruntime')}": lambda: reference.run(None, dict(feeds))
+    }
+    try:
+        import openvino
+    except ImportError:
+        return calls
+    settings = {
+        "INFERENCE_NUM_THREADS": threads,
+        "INFERENCE_PRECISION_HINT": "f32",
+        "PERFORMANCE_HINT": "LATENCY",
+    }
+    core = openvino.Core()
+    model = core.read_model(proto.SerializeToString(), b"")
+    model.reshape({name: list(array.shape) for name, array in feeds.items()})
+    request = core.compile_model(model, "CPU", settings).create_infer_request()
+    calls[f"openvino {metadata.version('openvino')}"] = lambda: request.infer(dict(feeds))
+    return calls
+
+
+def _interleave(
+    engines: Mapping[str, Callable[[], Any]], seconds: float, warmup: int = 3
+) -> dict[str, list[float]]:
+    """Seconds of each call, all engines in turn, until the time is up."""
+    samples: dict[str, list[float]] = {name: [] for name in engines}
+    deadline: float | None = None
+    done = -warmup
+    while done < 10 or deadline is None or time.perf_counter() < deadline:
+        if done == 0:
+            deadline = time.perf_counter() + seconds
+        for name, call in engines.items():
+            start = time.perf_counter()
+            call()
+            if done >= 0:
+                samples[name].append(time.perf_counter() - start)
+        done += 1
+    return samples
+
+
+def _latency(engine: str, times: list[float], ours: float) -> Latency:
+    """Summary of one engine's times."""
+    deciles = statistics.quantiles(times, n=10)
+    median = statistics.median(times)
+    return Latency(engine, median * 1e3, deciles[0] * 1e3, deciles[-1] * 1e3, median / ours)

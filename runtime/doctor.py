@@ -1,0 +1,87 @@
+"""What is installed, what this machine has, what is missing and how to get it."""
+
+import importlib.util
+import platform
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from leakyforge.errors import LeakyforgeError
+from leakyforge.pins import TVM_PINS, installed_version
+from leakyforge.runtime import cpu, threads
+from leakyforge.runtime.tvm_runtime import tvm_ffi
+
+_OPTIONAL = {
+    "torch": ("exporting torch modules", "pip install 'leakyforge[torch]'"),
+    "openvino": ("a peer in bench", "pip install 'leakyforge[peers]'"),
+    "MNN": ("a peer in bench", "pip install 'leakyforge[peers]'"),
+    "pyopencl": ("checking OpenCL kernels", "pip install 'leakyforge[opencl]'"),
+    "xgboost": ("tuning", "pip install 'leakyforge[tune]'"),
+}
+_REQUIRED = ("onnx", "onnxscript", "onnxruntime", "ziglang")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at.
+
+    Attributes:
+        name: what.
+        found: what it is here.
+        ok: False where the main job cannot work without a change.
+        advice: what to do, empty where nothing is.
+    """
+
+    name: str
+    found: str
+    ok: bool
+    advice: str = ""
+
+
+def examine() -> list[Finding]:
+    """Look at versions, CPU, threads, TVM's runtime and devices."""
+    features = cpu.host_features()
+    widest = next((name for name in ("avx512f", "avx2", "avx") if name in features), "sse2")
+    findings = [
+        Finding("python", platform.python_version(), True),
+        Finding("cpu", f"{cpu.model_name()}, {cpu.machine()}, {widest}", cpu.machine() == "x86_64"),
+        Finding("threads", f"{threads.usable_cores()} usable physical cores", True),
+    ]
+    findings += [_pinned(name, version) for name, version in TVM_PINS.items()]
+    findings += [_required(name) for name in _REQUIRED]
+    findings.append(_runtime())
+    findings += [_optional(name, use, advice) for name, (use, advice) in _OPTIONAL.items()]
+    return findings
+
+
+def to_dicts(findings: list[Finding]) -> list[dict[str, Any]]:
+    """Findings as plain values, for JSON."""
+    return [asdict(finding) for finding in findings]
+
+
+def _pinned(name: str, version: str) -> Finding:
+    found = installed_version(name)
+    if found == version:
+        return Finding(name, found, True)
+    return Finding(name, found or "absent", False, f"pip install {name}=={version}")
+
+
+def _required(name: str) -> Finding:
+    found = installed_version(name)
+    return Finding(
+        name, found or "absent", found is not None, "" if found else f"pip install {name}"
+    )
+
+
+def _optional(name: str, use: str, advice: str) -> Finding:
+    if importlib.util.find_spec(name) is not None:
+        return Finding(name, installed_version(name) or "installed", True)
+    return Finding(name, "absent", True, f"for {use}: {advice}")
+
+
+def _runtime() -> Finding:
+    """Whether TVM's runtime library loads, and whether it finds a CUDA device."""
+    try:
+        tvm_ffi()
+    except LeakyforgeError as error:
+        return Finding("tvm runtime", "does not load", False, str(error))
+    return Finding("tvm runtime", "loads without the compiler", True)

@@ -1,0 +1,378 @@
+"""Parity: compiled outputs against a reference, with tolerances that come from the arithmetic.
+
+`check` runs ONNX Runtime beside the artifact; `verify` replays what the artifact carries and
+needs neither onnx nor onnxruntime.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from leakyforge.errors import InputError, ModelError
+from leakyforge.runtime.artifact import Artifact, Manifest, read_artifact
+from leakyforge.runtime.reference import Reference, load_reference, random_feeds
+from leakyforge.runtime.session import Session, check_feeds
+from leakyforge.runtime.tensors import Array, TensorSpec, format_shape
+from leakyforge.runtime.tolerance import Tolerance, tolerance
+
+# Batch sizes that a symbolic dimension takes in turn, so that a kernel's tail is seen.
+_SYMBOL_SIZES = (1, 3, 2, 4)
+
+
+@dataclass(frozen=True)
+class OutputParity:
+    """One output against one reference, over all samples.
+
+    Attributes:
+        output: name of the output.
+        reference: engine and setting that computed the desired values.
+        max_abs: largest absolute difference.
+        max_rel: largest difference relative to the desired value, where that is not 0.
+        max_ulp: largest distance in representable values, None for other than floating point.
+        worst_index: where the largest absolute difference is.
+        cosine: cosine similarity of the two outputs as vectors, 1 where both are all zero.
+        snr_db: signal-to-noise ratio in decibels, infinite for equal outputs.
+        range: largest finite magnitude of the desired output.
+        atol: absolute tolerance that applied.
+        rtol: relative tolerance that applied.
+        origin: where the tolerance came from.
+        needed: least share of the tolerance that would have passed; 1 or less passes.
+        passed: whether the output is within the tolerance in every sample.
+        problem: what is wrong where it is not a difference in values, else empty.
+    """
+
+    output: str
+    reference: str
+    max_abs: float
+    max_rel: float
+    max_ulp: int | None
+    worst_index: tuple[int, ...]
+    cosine: float
+    snr_db: float
+    range: float
+    atol: float
+    rtol: float
+    origin: str
+    needed: float
+    passed: bool
+    problem: str = ""
+
+
+@dataclass(frozen=True)
+class NegativeShare:
+    """How much of one LeakyRelu's input was below zero: its alpha is tested only there."""
+
+    node: str
+    alpha: float
+    share: float
+
+
+@dataclass(frozen=True)
+class ParityReport:
+    """Result of a parity check; true where every output passed."""
+
+    artifact: str
+    samples: int
+    seed: int | None
+    outputs: tuple[OutputParity, ...]
+    leaky_relus: tuple[NegativeShare, ...]
+
+    def __bool__(self) -> bool:
+        return all(row.passed for row in self.outputs)
+
+    @property
+    def never_negative(self) -> tuple[NegativeShare, ...]:
+        """LeakyRelus that never saw x < 0."""
+        return tuple(row for row in self.leaky_relus if row.share == 0.0)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as plain values, for JSON; infinities and NaN become texts."""
+        fields = asdict(self)
+        for row in fields["outputs"]:
+            for key, value in row.items():
+                if isinstance(value, float) and not np.isfinite(value):
+                    row[key] = str(value)
+        return {"passed": bool(self), **fields}
+
+
+def check(
+    artifact: str | Path,
+    onnx: str | Path | None = None,
+    *,
+    inputs: Mapping[str, Array] | None = None,
+    samples: int = 4,
+    seed: int = 0,
+) -> ParityReport:
+    """Compare an artifact with ONNX Runtime, with its graph optimisations on and off.
+
+    Args:
+        artifact: the artifact's path.
+        onnx: the ONNX file that it was compiled from; by default the one that the artifact names,
+            or one of that name beside the artifact.
+        inputs: one array for each input; by default seeded random ones.
+        samples: number of random inputs; symbolic dimensions take other sizes in each.
+        seed: of the random inputs.
+
+    Raises:
+        ArtifactError: the artifact cannot be loaded here.
+        ModelError: the ONNX file is absent, is not the one, or ONNX Runtime refuses it.
+        InputError: `inputs` do not fit the model, or samples is below 1.
+    """
+    if samples < 1:
+        raise InputError(f"samples={samples}, but a check needs at least 1")
+    loaded = read_artifact(artifact)
+    session = Session(loaded)
+    proto = find_onnx(loaded, onnx)
+    specs = loaded.manifest.inputs
+    if inputs is None:
+        feeds = [
+            random_feeds(specs, seed + index, _symbol_sizes(specs, index))
+            for index in range(samples)
+        ]
+    else:
+        feeds = [check_feeds(specs, inputs)]
+    names = [spec.name for spec in loaded.manifest.outputs]
+    actual = [dict(zip(names, session.run(None, feed), strict=True)) for feed in feeds]
+    references = [load_reference(proto, optimised=optimised) for optimised in (True, False)]
+    if references[0].name == references[1].name:
+        del references[1]
+    rows = []
+    for reference in references:
+        desired = [reference.run(feed) for feed in feeds]
+        rows += compare_outputs(loaded.manifest.outputs, actual, desired, reference.name)
+    return ParityReport(
+        str(artifact),
+        len(feeds),
+        seed if inputs is None else None,
+        tuple(rows),
+        negative_shares(proto, feeds),
+    )
+
+
+def verify(artifact: str | Path) -> ParityReport:
+    """Replay the inputs that an artifact carries and compare with the outputs that it carries.
+
+    Raises:
+        ArtifactError: the artifact cannot be loaded here.
+    """
+    loaded = read_artifact(artifact)
+    names = [spec.name for spec in loaded.manifest.outputs]
+    results = Session(loaded).run(None, loaded.reference_inputs)
+    rows = compare_outputs(
+        loaded.manifest.outputs,
+        [dict(zip(names, results, strict=True))],
+        [loaded.reference_outputs],
+        f"stored: {loaded.manifest.reference}",
+    )
+    return ParityReport(str(artifact), 1, None, tuple(rows), ())
+
+
+def find_onnx(artifact: Artifact, onnx: str | Path | None) -> Any:
+    """The model that an artifact was compiled from, its hash compared with the artifact's.
+
+    Raises:
+        ModelError: the file is absent, is another one, or is not ONNX.
+    """
+    # Only here: a machine that merely runs artifacts has no onnx.
+    from leakyforge.runtime.source import read_onnx
+
+    manifest = artifact.manifest
+    path = Path(onnx) if onnx is not None else _recorded_onnx(artifact.path, manifest)
+    if onnx is None and not path.is_file():
+        raise ModelError(f"ONNX file {path} does not exist; give the model with --onnx FILE")
+    proto, digest = read_onnx(path)
+    if digest != manifest.onnx_sha256:
+        raise ModelError(
+            f"{path} is not the file that artifact {artifact.path} was compiled from (SHA-256 "
+            "differs); compile it again, or give the right file with --onnx FILE"
+        )
+    return proto
+
+
+def _recorded_onnx(artifact: Path, manifest: Manifest) -> Path:
+    """Where the artifact's ONNX file should be: where it was, or beside the artifact."""
+    if manifest.onnx_path is None:
+        raise ModelError(
+            f"artifact {artifact} was compiled from a model in memory; give a file with --onnx FILE"
+        )
+    recorded = Path(manifest.onnx_path)
+    return recorded if recorded.is_file() else artifact.parent / recorded.name
+
+
+def _symbol_sizes(specs: Sequence[TensorSpec], index: int) -> dict[str, int]:
+    """Sizes for the symbolic dimensions in one sample."""
+    size = _SYMBOL_SIZES[index % len(_SYMBOL_SIZES)]
+    return {dim: size for spec in specs for dim in spec.shape if isinstance(dim, str)}
+
+
+def compare_outputs(
+    specs: Sequence[TensorSpec],
+    actual: Sequence[Mapping[str, Array]],
+    desired: Sequence[Mapping[str, Array]],
+    reference: str,
+) -> list[OutputParity]:
+    """Compare every output over all samples; the row of an output is its worst sample."""
+    rows = []
+    for spec in specs:
+        limits = tolerance(spec.dtype, spec.rounding_steps)
+        samples = [
+            compare(spec.name, ours[spec.name], theirs[spec.name], limits, reference)
+            for ours, theirs in zip(actual, desired, strict=True)
+        ]
+        rows.append(max(samples, key=lambda row: (not row.passed, row.needed)))
+    return rows
+
+
+def compare(
+    name: str, actual: Array, desired: Array, limits: Tolerance, reference: str
+) -> OutputParity:
+    """Compare one output with its reference.
+
+    Shape, dtype, and the places of NaN and of infinities must be equal; every other element must
+    lie within `limits.range_share * range + limits.rtol * |desired|`.
+    """
+    problem = ""
+    if actual.shape != desired.shape:
+        problem = f"shape {format_shape(actual.shape)} instead of {format_shape(desired.shape)}"
+    elif actual.dtype != desired.dtype:
+        problem = f"dtype {actual.dtype} instead of {desired.dtype}"
+    if problem:
+        return _failed(name, reference, limits, problem)
+    ours, theirs = _as_float64(actual), _as_float64(desired)
+    finite = np.isfinite(theirs)
+    if not np.array_equal(ours[~finite], theirs[~finite], equal_nan=True):
+        problem = "NaN or infinity where the reference has another value"
+    elif not np.isfinite(ours[finite]).all():
+        problem = f"{np.count_nonzero(~np.isfinite(ours[finite]))} values are NaN or infinite"
+    if problem:
+        return _failed(name, reference, limits, problem)
+    ours, theirs = np.where(finite, ours, 0.0), np.where(finite, theirs, 0.0)
+    difference = np.abs(ours - theirs)
+    if actual.dtype.kind in "iub":
+        # Large integers may be equal as float64 and yet differ.
+        difference = np.where(actual == desired, 0.0, np.maximum(difference, 1.0))
+    extent = float(np.max(np.abs(theirs), initial=0.0))
+    allowed = limits.range_share * extent + limits.rtol * np.abs(theirs)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        shares = np.where(difference == 0, 0.0, difference / allowed)
+        relative = np.where(theirs == 0, 0.0, difference / np.abs(theirs))
+    worst = int(np.argmax(difference)) if difference.size else 0
+    needed = float(np.max(shares, initial=0.0))
+    return OutputParity(
+        output=name,
+        reference=reference,
+        max_abs=float(np.max(difference, initial=0.0)),
+        max_rel=float(np.max(relative, initial=0.0)),
+        max_ulp=max_ulp(actual, desired),
+        worst_index=tuple(int(i) for i in np.unravel_index(worst, actual.shape))
+        if actual.size
+        else (),
+        cosine=_cosine(ours, theirs),
+        snr_db=_snr_db(ours, theirs),
+        range=extent,
+        atol=limits.range_share * extent,
+        rtol=limits.rtol,
+        origin=limits.origin,
+        needed=needed,
+        passed=needed <= 1.0,
+    )
+
+
+def _failed(name: str, reference: str, limits: Tolerance, problem: str) -> OutputParity:
+    """Row of an output that cannot be compared value by value."""
+    nan, inf = float("nan"), float("inf")
+    return OutputParity(
+        name, reference, inf, inf, None, (), nan, -inf, nan, nan, limits.rtol, limits.origin, inf,
+        False, problem,
+    )  # fmt: skip
+
+
+def _as_float64(array: Array) -> np.ndarray[Any, np.dtype[np.float64]]:
+    return array.astype(np.float64)
+
+
+def max_ulp(actual: Array, desired: Array) -> int | None:
+    """Largest distance in units of least precision: representable values between two floats.
+
+    Patterns are mapped to integers that count up with the value (Dawson, "Comparing Floating
+    Point Numbers, 2012 Edition"); +0 and -0 are the same, positions where either is NaN are left
+    out. None for other than floating-point dtypes.
+    """
+    if actual.dtype.kind != "f" and str(actual.dtype) != "bfloat16":
+        return None
+    bits = actual.dtype.itemsize * 8
+    signed = np.dtype(f"int{bits}")
+    both = ~(np.isnan(_as_float64(actual)) | np.isnan(_as_float64(desired)))
+    if not both.any():
+        return 0
+    places = []
+    for array in (actual, desired):
+        pattern = (
+            np.ascontiguousarray(array)
+            .view(signed)[both]
+            .astype(object if bits == 64 else np.int64)
+        )
+        places.append(np.where(pattern < 0, -(pattern + 2 ** (bits - 1)), pattern))
+    return int(np.max(np.abs(places[0] - places[1])))
+
+
+def _cosine(ours: Any, theirs: Any) -> float:
+    norms = float(np.linalg.norm(ours) * np.linalg.norm(theirs))
+    if norms == 0.0:
+        return 1.0 if np.array_equal(ours, theirs) else 0.0
+    return float(np.vdot(ours, theirs)) / norms
+
+
+def _snr_db(ours: Any, theirs: Any) -> float:
+    noise = float(np.linalg.norm(ours - theirs))
+    signal = float(np.linalg.norm(theirs))
+    if noise == 0.0:
+        return float("inf")
+    return 20.0 * float(np.log10(signal / noise)) if signal > 0.0 else float("-inf")
+
+
+def negative_shares(proto: Any, feeds: Sequence[Mapping[str, Array]]) -> tuple[NegativeShare, ...]:
+    """Share of each LeakyRelu's input values that are below zero, over all samples."""
+    import onnx as onnx_package
+
+    nodes = [node for node in proto.graph.node if node.op_type == "LeakyRelu"]
+    if not nodes:
+        return ()
+    names = list(dict.fromkeys(node.input[0] for node in nodes))
+    watched = onnx_package.ModelProto()
+    watched.CopyFrom(proto)
+    del watched.graph.output[:]
+    watched.graph.output.extend(onnx_package.ValueInfoProto(name=name) for name in names)
+    inputs = {name: _Share() for name in names}
+    reference: Reference = load_reference(watched, optimised=False)
+    for feed in feeds:
+        for name, values in reference.run(feed).items():
+            inputs[name].add(values)
+    return tuple(
+        NegativeShare(node.name or node.output[0], _alpha(node), inputs[node.input[0]].share)
+        for node in nodes
+    )
+
+
+class _Share:
+    """Counts values and those below zero."""
+
+    def __init__(self) -> None:
+        self.negative = 0
+        self.total = 0
+
+    def add(self, values: Array) -> None:
+        self.negative += int(np.count_nonzero(_as_float64(values) < 0))
+        self.total += values.size
+
+    @property
+    def share(self) -> float:
+        return self.negative / self.total if self.total else 0.0
+
+
+def _alpha(node: Any) -> float:
+    """Alpha of a LeakyRelu node; ONNX's default is 0.01."""
+    return next((float(item.f) for item in node.attribute if item.name == "alpha"), 0.01)

@@ -1,0 +1,215 @@
+"""Export of zoo models and ONNX models: the file, every opset, and every refusal."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import TensorProto, helper
+
+from leakyforge.errors import ExportError, MissingDependencyError
+from leakyforge.exporter import check, export
+from leakyforge.models import build
+
+SMALL = {"yolov3-tiny": {"size": 64}, "digits": {}}
+
+
+def graph_model(*nodes, opset=18, inputs=("x",), dtype=TensorProto.FLOAT, **graph):
+    values = [helper.make_tensor_value_info(name, dtype, [2, 3]) for name in inputs]
+    outputs = [helper.make_tensor_value_info("y", dtype, None)]
+    return helper.make_model(
+        helper.make_graph(list(nodes), "small", values, outputs, **graph),
+        opset_imports=[helper.make_opsetid("", opset)],
+        ir_version=8,
+    )
+
+
+def leaky(x="x", y="y", **attributes):
+    return helper.make_node("LeakyRelu", [x], [y], "leaky", **attributes)
+
+
+def run(path):
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    (value,) = session.get_inputs()
+    return session.run(None, {value.name: np.random.default_rng(0).random(value.shape, np.float32)})
+
+
+@pytest.fixture(scope="module", params=sorted(SMALL))
+def reference(request, tmp_path_factory):
+    path = export(
+        request.param, tmp_path_factory.mktemp("reference") / "m.onnx", **SMALL[request.param]
+    )
+    return request.param, run(path)
+
+
+@pytest.mark.parametrize("opset", range(13, 24))
+def test_every_opset_computes_the_same(reference, opset, tmp_path):
+    name, desired = reference
+    path = export(name, tmp_path / "m.onnx", opset=opset, **SMALL[name])
+    model = onnx.load(path)
+    onnx.checker.check_model(model, full_check=True)
+    assert [(entry.domain, entry.version) for entry in model.opset_import] == [("", opset)]
+    for actual, expected in zip(run(path), desired, strict=True):
+        # The same float32 operations; a kernel may only sum in another order.
+        np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("name", sorted(SMALL))
+def test_file_carries_the_shape_of_every_tensor(name, tmp_path):
+    model = onnx.load(export(name, tmp_path / "m.onnx", batch="N", **SMALL[name]))
+    values = [*model.graph.value_info, *model.graph.output]
+    assert {value.name for value in values} == {node.output[0] for node in model.graph.node}
+    for value in values:
+        batch, *others = value.type.tensor_type.shape.dim
+        assert batch.dim_param == "N", value.name
+        assert all(dim.dim_value > 0 for dim in others), value.name
+    assert model.metadata_props
+
+
+def test_default_is_opset_18_and_the_path_comes_back(tmp_path):
+    path = export("digits", str(tmp_path / "m.onnx"))
+    assert path == tmp_path / "m.onnx"
+    assert onnx.load(path).opset_import[0].version == 18
+    umask = os.umask(0)
+    os.umask(umask)
+    assert path.stat().st_mode & 0o777 == 0o666 & ~umask
+
+
+def test_onnx_model_keeps_its_opset_and_gains_shapes(tmp_path):
+    model = graph_model(leaky(y="h"), leaky("h"), opset=15)
+    for opset in (None, 15):
+        written = onnx.load(export(model, tmp_path / "m.onnx", opset=opset))
+        assert written.opset_import[0].version == 15
+        for value in (*written.graph.value_info, *written.graph.output):
+            assert [dim.dim_value for dim in value.type.tensor_type.shape.dim] == [2, 3]
+    assert not model.graph.value_info
+
+
+def test_onnx_model_at_another_opset(tmp_path):
+    with pytest.raises(ExportError, match=r"is at opset 15, not 18.*version_converter"):
+        export(graph_model(leaky(), opset=15), tmp_path / "m.onnx", opset=18)
+
+
+@pytest.mark.parametrize("opset", [12, 24, 0, "18", 18.0, True])
+def test_opset_out_of_range(opset, tmp_path):
+    with pytest.raises(ExportError, match=r"^opset="):
+        export("digits", tmp_path / "m.onnx", opset=opset)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (graph_model(leaky(), opset=12), "opset=12 is not supported"),
+        (
+            graph_model(helper.make_node("Foo", ["x"], ["y"], domain="com.acme")),
+            "node 'y' of model 'small' is com.acme.Foo, and only operators of ai.onnx",
+        ),
+        (
+            graph_model(helper.make_node("Gelu", ["x"], ["y"], "g")),
+            "node 'g' of model 'small' is Gelu, which opset 18 of ai.onnx lacks",
+        ),
+        (graph_model(leaky(beta=1.0)), "model 'small' is not valid ONNX: Unrecognized attribute"),
+        (graph_model(leaky("z")), "model 'small' is not valid ONNX"),
+        (graph_model(leaky(), dtype=TensorProto.INT64), "unsupported type: tensor.int64"),
+        (graph_model(helper.make_node("MatMul", ["x", "x"], ["y"])), "Incompatible dimensions"),
+        (onnx.ModelProto(), "imports 0 versions of ai.onnx"),
+    ],
+)
+def test_invalid_onnx_model(model, message, tmp_path):
+    with pytest.raises(ExportError, match=message) as caught:
+        export(model, tmp_path / "m.onnx")
+    assert "\n" not in str(caught.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_custom_operator_in_a_subgraph(tmp_path):
+    y = helper.make_tensor_value_info("z", TensorProto.FLOAT, [2, 3])
+    branch = helper.make_graph(
+        [helper.make_node("Foo", ["x"], ["z"], "foo", domain="com.acme")], "branch", [], [y]
+    )
+    condition = helper.make_tensor("c", TensorProto.BOOL, [], [True])
+    node = helper.make_node("If", ["c"], ["y"], then_branch=branch, else_branch=branch)
+    with pytest.raises(ExportError, match=r"node 'foo'.*com.acme.Foo"):
+        export(graph_model(node, initializer=[condition]), tmp_path / "m.onnx")
+
+
+def test_weights_in_another_file(tmp_path):
+    weight = onnx.numpy_helper.from_array(np.ones((3, 3), np.float32), "w")
+    model = graph_model(helper.make_node("MatMul", ["x", "w"], ["y"]), initializer=[weight])
+    path = tmp_path / "outside.onnx"
+    onnx.save_model(model, path, save_as_external_data=True, location="w.bin", size_threshold=0)
+    with pytest.raises(ExportError, match=r"weight 'w' .* is in another file.*onnx\.load"):
+        export(onnx.load(path, load_external_data=False), tmp_path / "m.onnx")
+    export(onnx.load(path), tmp_path / "m.onnx")
+
+
+def test_model_over_the_limit_of_protobuf(tmp_path, monkeypatch):
+    monkeypatch.setattr(check, "MAX_BYTES", 1000)
+    with pytest.raises(ExportError, match="at most 2 GiB"):
+        export("digits", tmp_path / "m.onnx")
+
+
+@pytest.mark.parametrize("model", [None, 3, b"digits", np.zeros(3), object()])
+def test_unsupported_type(model, tmp_path):
+    with pytest.raises(ExportError, match=f"cannot export a .*{type(model).__name__}; give"):
+        export(model, tmp_path / "m.onnx")
+
+
+def test_options_that_do_not_apply(tmp_path):
+    path = tmp_path / "m.onnx"
+    with pytest.raises(ExportError, match=r"zoo model takes no option dynamo, example_inputs"):
+        export("digits", path, example_inputs=np.zeros(3), dynamo=False)
+    with pytest.raises(ExportError, match=r"onnx.ModelProto takes no option batch, size"):
+        export(build("digits"), path, batch=2, size=3)
+    with pytest.raises(ExportError, match=r"digits has no option size"):
+        export("digits", path, size=3)
+    with pytest.raises(ExportError, match=r"no model is called 'alexnet'"):
+        export("alexnet", path)
+
+
+def test_torch_not_installed(tmp_path, monkeypatch):
+    module = type("Module", (), {"__module__": "torch.nn.modules.module"})()
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(MissingDependencyError, match=r"pip install 'leakyforge\[torch\]'"):
+        export(module, tmp_path / "m.onnx", example_inputs=np.zeros(3))
+
+
+def test_path_that_cannot_be_written(tmp_path):
+    with pytest.raises(ExportError, match="is a directory"):
+        export("digits", tmp_path)
+    with pytest.raises(ExportError, match="missing is not a folder; create it"):
+        export("digits", tmp_path / "missing" / "m.onnx")
+    with pytest.raises(ExportError, match="not a regular file"):
+        export("digits", os.devnull)
+
+
+def test_failure_keeps_the_existing_file_and_leaves_nothing(tmp_path, monkeypatch):
+    path = tmp_path / "m.onnx"
+    path.write_bytes(b"before")
+    with pytest.raises(ExportError):
+        export(graph_model(leaky("z")), path)
+
+    def full_disk(_):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full_disk)
+        with pytest.raises(ExportError, match=r"cannot write .*m\.onnx: No space left"):
+            export("digits", path)
+    assert path.read_bytes() == b"before"
+    assert list(tmp_path.iterdir()) == [path]
+    export("digits", path)
+    assert onnx.load(path).graph.name == "digits"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_import_loads_neither_torch_nor_the_compiler():
+    code = "import sys, leakyforge.exporter; print(sorted({'torch', 'tvm'} & set(sys.modules)))"
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert result.stdout == "[]\n"

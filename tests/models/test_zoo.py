@@ -1,0 +1,66 @@
+"""The registry: names, options, and what it refuses."""
+
+import onnx
+import pytest
+
+from leakyforge.errors import ExportError
+from leakyforge.models import ZOO, build
+
+
+@pytest.mark.parametrize("name", sorted(ZOO))
+def test_every_model_builds_and_is_described_on_one_line(name):
+    model = build(name)
+    onnx.checker.check_model(model, full_check=True)
+    assert model.producer_name == "leakyforge"
+    assert ZOO[name].description
+    assert "\n" not in ZOO[name].description
+
+
+@pytest.mark.parametrize("name", sorted(ZOO))
+def test_every_input_states_its_range(name):
+    model = build(name)
+    metadata = {entry.key: entry.value for entry in model.metadata_props}
+    for value in model.graph.input:
+        low, high = map(float, metadata[f"leakyforge.input_range.{value.name}"].split(","))
+        assert (low, high) == (0, 1)
+
+
+def test_unknown_name_lists_the_zoo():
+    with pytest.raises(ExportError, match=r"'yolo'.*digits, yolov3-tiny"):
+        build("yolo")
+
+
+def test_unknown_option_is_named_with_those_that_exist():
+    with pytest.raises(ExportError, match=r"digits has no option alpha, width.*batch, opset"):
+        build("digits", width=2, alpha=0.2)
+
+
+def test_options_reach_the_builder():
+    model = build("digits", batch="N", opset=13)
+    assert model.opset_import[0].version == 13
+    assert model.graph.input[0].type.tensor_type.shape.dim[0].dim_param == "N"
+
+
+@pytest.mark.parametrize("name", sorted(ZOO))
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("batch", 0),
+        ("batch", True),
+        ("batch", 1.0),
+        ("batch", ""),
+        ("batch", "4"),
+        ("opset", 12),
+        ("opset", 24),
+        ("opset", "18"),
+    ],
+)
+def test_invalid_value_of_a_common_option(name, option, value):
+    with pytest.raises(ExportError, match=f"^{option}="):
+        build(name, **{option: value})
+
+
+@pytest.mark.parametrize("opset", range(13, 24))
+def test_ir_version_is_the_lowest_for_the_opset(opset):
+    model = build("digits", opset=opset)
+    assert model.ir_version == onnx.helper.find_min_ir_version_for(model.opset_import)
