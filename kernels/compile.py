@@ -20,7 +20,7 @@ from leakyforge.kernels.onnx_model import (
     graph_inputs,
     load_onnx,
 )
-from leakyforge.kernels.pipeline import legalize_and_fuse, lower_to_vm
+from leakyforge.kernels.pipeline import choose_layout, legalize_and_fuse, lower_to_vm, schedule
 from leakyforge.kernels.rounding import rounding_steps
 from leakyforge.kernels.target import CpuTarget, parse_target
 from leakyforge.pins import TVM_PINS
@@ -29,7 +29,18 @@ from leakyforge.runtime.artifact import SUFFIX, Manifest, pack_weights, write_ar
 from leakyforge.runtime.reference import RANGE_PROPERTY, load_reference, one_line, random_feeds
 from leakyforge.runtime.tensors import Array, TensorSpec
 
-STAGES = ("read", "fold", "import", "fuse", "lower", "build", "link", "reference", "write")
+STAGES = (
+    "read",
+    "fold",
+    "import",
+    "fuse",
+    "schedule",
+    "lower",
+    "build",
+    "link",
+    "reference",
+    "write",
+)
 
 
 def compile(
@@ -112,9 +123,11 @@ def _build(
     """Library, weights, and the module before lowering, for its types."""
     with _tvm_errors():
         on_stage("fuse")
-        fused = legalize_and_fuse(module, target)
+        fused = legalize_and_fuse(choose_layout(module), target)
+        on_stage("schedule")
+        scheduled, _ = schedule(fused, target)
         on_stage("lower")
-        hoisted = lower_to_vm(fused, target)
+        hoisted = lower_to_vm(scheduled, target)
         on_stage("build")
         with target.tvm:
             executable = relax.build(hoisted.module, target.tvm, relax_pipeline=None)

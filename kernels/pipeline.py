@@ -1,23 +1,67 @@
 """The order of the passes, from an imported model to a module that the VM can run."""
 
-import tvm
-from tvm import relax
+from collections.abc import Callable
+from dataclasses import dataclass
 
+import tvm
+from tvm import relax, s_tir, tirx
+
+from leakyforge.kernels.conv2d import legalize_conv2d, legalize_matmul, match_conv2d
 from leakyforge.kernels.leaky_relu import legalize_leaky_relu
+from leakyforge.kernels.schedules import NoMatch, match_elementwise, match_pool
 from leakyforge.kernels.target import CpuTarget
 from leakyforge.kernels.weights import HoistedModule, hoist_weights
 
-LEGALIZE = {"relax.nn.leakyrelu": legalize_leaky_relu}
+Rule = Callable[[s_tir.Schedule, CpuTarget], NoMatch | None]
+
+# Tried in this order; a rule that fits schedules the function and returns None.
+RULES: dict[str, Rule] = {
+    "conv2d": match_conv2d,
+    "elementwise": match_elementwise,
+    "pool": match_pool,
+}
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Which rule scheduled a function, and why those before it did not.
+
+    Attributes:
+        function: name of the function in the library.
+        rule: name of the rule, None where the loops were left as they were.
+        refused: reason of each rule that did not apply.
+    """
+
+    function: str
+    rule: str | None
+    refused: dict[str, str]
+
+
+def choose_layout(module: tvm.IRModule) -> tvm.IRModule:
+    """Put channels last around convolutions: a tile's channels are then one vector in memory."""
+    leaky_relu = "relax.nn.leakyrelu"
+    if tvm.ir.Op.get(leaky_relu).get_attr("FRelaxInferLayout") is None:
+        # TVM gives relu a rule for layouts and leakyrelu none: without it every one is a barrier.
+        relu = tvm.ir.Op.get("relax.nn.relu").get_attr("FRelaxInferLayout")
+        tvm.ir.register_op_attr(leaky_relu, "FRelaxInferLayout", relu)
+    converted = relax.transform.ConvertLayout({"relax.nn.conv2d": ["NHWC", "OHWI"]})(module)
+    # Weights must be constants again, not transpositions of constants, to be packed.
+    return relax.transform.FoldConstant()(converted)
 
 
 def legalize_and_fuse(module: tvm.IRModule, target: CpuTarget) -> tvm.IRModule:
     """Lower operators to TensorIR and fuse convolution or product, bias and LeakyRelu."""
+    legalize = {
+        "relax.matmul": legalize_matmul(target),
+        "relax.nn.conv2d": legalize_conv2d(target),
+        "relax.nn.leakyrelu": legalize_leaky_relu,
+    }
     with target.tvm:
         return tvm.transform.Sequential(
             [
                 relax.backend.DispatchSampling(),
                 relax.backend.DispatchSortScan(),
-                relax.transform.LegalizeOps(LEGALIZE),
+                relax.transform.LegalizeOps(legalize),
                 relax.transform.AnnotateTIROpPattern(),
                 relax.transform.FoldConstant(),
                 relax.transform.FuseOps(),
@@ -25,6 +69,36 @@ def legalize_and_fuse(module: tvm.IRModule, target: CpuTarget) -> tvm.IRModule:
                 relax.transform.DeadCodeElimination(),
             ]
         )(module)
+
+
+def schedule(module: tvm.IRModule, target: CpuTarget) -> tuple[tvm.IRModule, list[Decision]]:
+    """Schedule every function by the first rule that fits."""
+    decisions = []
+    scheduled = dict(module.functions)
+    for variable, function in module.functions.items():
+        if isinstance(function, tirx.PrimFunc):
+            scheduled[variable], decision = _schedule_function(
+                str(variable.name_hint), function, target
+            )
+            decisions.append(decision)
+    return tvm.IRModule(scheduled, attrs=module.attrs), decisions
+
+
+def _schedule_function(
+    name: str, function: tirx.PrimFunc, target: CpuTarget
+) -> tuple[tirx.PrimFunc, Decision]:
+    """Try the rules on one function."""
+    refused: dict[str, str] = {}
+    for rule, match in RULES.items():
+        attempt = s_tir.Schedule(tvm.IRModule({"main": function}))
+        try:
+            no_match = match(attempt, target)
+        except s_tir.ScheduleError as error:
+            no_match = NoMatch(f"ScheduleError: {str(error).strip().splitlines()[-1]}")
+        if no_match is None:
+            return attempt.mod["main"], Decision(name, rule, refused)
+        refused[rule] = no_match.reason
+    return function, Decision(name, None, refused)
 
 
 def lower_to_vm(module: tvm.IRModule, target: CpuTarget) -> HoistedModule:

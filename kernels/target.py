@@ -40,6 +40,16 @@ class CpuTarget:
             return 512
         return 256 if "avx" in self.features else 128
 
+    @property
+    def vector_registers(self) -> int:
+        """Vector registers that the instruction set names."""
+        return 32 if "avx512vl" in self.features else 16
+
+    def lane_choices(self, itemsize: int) -> tuple[int, ...]:
+        """Elements of `itemsize` bytes in a vector, widest first, down to 128 bits."""
+        widths = (bits for bits in (512, 256, 128) if bits <= self.vector_bits)
+        return tuple(bits // 8 // itemsize for bits in widths)
+
 
 def parse_target(text: str) -> CpuTarget:
     """Read a target from the command line or the Python API.
@@ -88,13 +98,15 @@ def _cpu_target(config: dict[str, Any], text: str) -> CpuTarget:
     # LLVM falls back to a generic processor on a name it does not know, so ask first.
     name = config.setdefault("mcpu", "x86-64")
     known = {str(key) for key in _archlist()}
-    if name not in known:
+    if not isinstance(name, str) or name not in known:
         raise TargetError(f"LLVM knows no processor {name!r} (target {text!r}); {_HELP}")
     try:
         target = tvm.target.Target(config)
     except Exception as error:
         reason = str(error).strip().splitlines()[-1]
         raise TargetError(f"TVM does not take target {text!r}: {reason}") from error
+    if config["num-cores"] < 1:
+        raise TargetError(f"target {text!r} has num-cores {config['num-cores']}; give 1 or more")
     return CpuTarget(name, frozenset(_features_of(target)), int(config["num-cores"]), target)
 
 

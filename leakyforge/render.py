@@ -79,7 +79,7 @@ def print_bench(report: "BenchReport") -> None:
     inputs = ", ".join(f"{name} {shape}" for name, shape in report.inputs.items())
     table = _table(
         f"Latency of {report.model}, {inputs}: {report.threads} threads on {report.cpu}, "
-        f"{report.rounds} interleaved rounds",
+        f"{report.calls} calls in turns",
         "engine", "median ms", "p10", "p90", "speed against it",
         numbers=range(1, 5),
     )  # fmt: skip

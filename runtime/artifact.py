@@ -36,6 +36,7 @@ from leakyforge.errors import (
 )
 from leakyforge.pins import TVM_PINS
 from leakyforge.runtime import cpu
+from leakyforge.runtime.reference import one_line
 from leakyforge.runtime.tensors import ALIGNMENT, Array, TensorSpec, empty_aligned, numpy_dtype
 
 FORMAT = 1
@@ -44,6 +45,10 @@ MANIFEST = "manifest.json"
 LIBRARY = "library.so"
 WEIGHTS = "weights.bin"
 _COMMENT = b"leakyforge sha256="
+_AGAIN = "compile the model again"
+_OTHER = "give a file that leakyforge compile wrote"
+# What zipfile, json and numpy raise over damaged bytes; RuntimeError: "encrypted" by a flipped bit.
+_UNREADABLE = (KeyError, TypeError, ValueError, EOFError, OSError, RuntimeError)
 
 
 @dataclass(frozen=True)
@@ -219,11 +224,15 @@ def read_artifact(path: str | Path) -> Artifact:
     except zipfile.BadZipFile as error:
         if "CRC" in str(error):
             raise ArtifactHashError(
-                f"artifact {path} was changed after it was written: {error}"
+                f"artifact {path} was changed after it was written: {error}; {_AGAIN}"
             ) from error
-        raise ArtifactFormatError(f"{path} is no artifact or is truncated: {error}") from error
-    except (KeyError, TypeError, ValueError, EOFError, OSError) as error:
-        raise ArtifactFormatError(f"artifact {path} cannot be read: {error}") from error
+        raise ArtifactFormatError(
+            f"{path} is no artifact or is truncated: {error}; {_OTHER}"
+        ) from error
+    except _UNREADABLE as error:
+        raise ArtifactFormatError(
+            f"artifact {path} cannot be read: {one_line(error)}; {_AGAIN}"
+        ) from error
 
 
 def check_runs_here(manifest: Manifest, path: Path) -> None:
@@ -259,10 +268,15 @@ def _versions(versions: dict[str, str]) -> str:
 def _read_manifest(archive: zipfile.ZipFile, path: Path) -> Manifest:
     """Manifest of an open artifact, its hash and its format checked first."""
     if not archive.comment.startswith(_COMMENT) or MANIFEST not in archive.namelist():
-        raise ArtifactFormatError(f"{path} is a zip file but no leakyforge artifact")
+        raise ArtifactFormatError(f"{path} is a zip file but no leakyforge artifact; {_OTHER}")
+    digest = archive.comment.removeprefix(_COMMENT).decode()
+    if len(digest) != hashlib.sha256().digest_size * 2:
+        raise ArtifactFormatError(f"artifact {path} is truncated; {_AGAIN}")
     text = archive.read(MANIFEST)
-    _check_hash(path, MANIFEST, text, archive.comment.removeprefix(_COMMENT).decode())
+    _check_hash(path, MANIFEST, text, digest)
     fields: dict[str, Any] = json.loads(text)
+    if not isinstance(fields, dict):
+        raise TypeError(f"{MANIFEST} holds no JSON object")
     if fields.get("format") != FORMAT:
         raise ArtifactFormatError(
             f"artifact {path} has format {fields.get('format')}, this leakyforge reads {FORMAT}; "

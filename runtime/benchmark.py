@@ -18,6 +18,8 @@ from leakyforge.runtime.startup import Startup, measure_startup
 from leakyforge.runtime.tensors import Array, format_shape
 
 OURS = "leakyforge"
+_TURN_SECONDS = 0.01
+_LEAST_SAMPLES = 10
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,7 @@ class Latency:
 
     Attributes:
         engine: name and version.
-        median_ms: median over all rounds.
+        median_ms: median over all counted calls.
         p10_ms: tenth percentile.
         p90_ms: ninetieth percentile.
         speedup: the engine's median divided by leakyforge's: above 1, leakyforge is faster.
@@ -46,7 +48,7 @@ class BenchReport:
     model: str
     cpu: str
     threads: int
-    rounds: int
+    calls: int
     inputs: dict[str, str]
     latencies: tuple[Latency, ...]
     startups: tuple[Startup, ...]
@@ -66,13 +68,13 @@ def bench(
 ) -> BenchReport:
     """Time an artifact beside ONNX Runtime, and beside OpenVINO where that is installed.
 
-    Every round runs each engine once, so that a disturbance of the machine meets all of them.
+    The engines take turns of 10 ms, so that a disturbance of the machine meets all of them.
 
     Args:
         artifact: the artifact's path.
         onnx: the ONNX file that it was compiled from, found as in `check`.
         threads: of every engine; by default the physical cores that this process may use.
-        seconds: how long to measure, after three rounds that do not count; at least ten rounds.
+        seconds: how long to measure all engines together; at least ten calls of each.
         startup: also measure start time and memory of a session, in processes of their own.
 
     Raises:
@@ -94,7 +96,7 @@ def bench(
         model=loaded.manifest.model,
         cpu=cpu.model_name(),
         threads=session.threads,
-        rounds=len(next(iter(samples.values()))),
+        calls=len(next(iter(samples.values()))),
         inputs={name: format_shape(array.shape) for name, array in feeds.items()},
         latencies=tuple(_latency(name, times, ours) for name, times in samples.items()),
         startups=measure_startup(Path(artifact), proto, feeds, session.threads) if startup else (),
@@ -129,23 +131,29 @@ def _peers(proto: Any, feeds: Mapping[str, Array], threads: int) -> dict[str, Ca
     return calls
 
 
-def _interleave(
-    engines: Mapping[str, Callable[[], Any]], seconds: float, warmup: int = 3
-) -> dict[str, list[float]]:
-    """Seconds of each call, all engines in turn, until the time is up."""
+def _interleave(engines: Mapping[str, Callable[[], Any]], seconds: float) -> dict[str, list[float]]:
+    """Seconds of each call, the engines in turn, until the time is up.
+
+    In its turn an engine first runs without being counted, at least once: worker threads of the
+    one before it still spin for a while, and caches hold that one's weights.
+    """
     samples: dict[str, list[float]] = {name: [] for name in engines}
-    deadline: float | None = None
-    done = -warmup
-    while done < 10 or deadline is None or time.perf_counter() < deadline:
-        if done == 0:
-            deadline = time.perf_counter() + seconds
+    deadline = time.perf_counter() + seconds
+    while time.perf_counter() < deadline or len(next(iter(samples.values()))) < _LEAST_SAMPLES:
         for name, call in engines.items():
-            start = time.perf_counter()
-            call()
-            if done >= 0:
-                samples[name].append(time.perf_counter() - start)
-        done += 1
+            _turn(call)
+            samples[name] += _turn(call)
     return samples
+
+
+def _turn(call: Callable[[], Any]) -> list[float]:
+    """Seconds of each of the calls that fit into a turn, at least one."""
+    times: list[float] = []
+    while sum(times) < _TURN_SECONDS:
+        start = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - start)
+    return times
 
 
 def _latency(engine: str, times: list[float], ours: float) -> Latency:

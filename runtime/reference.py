@@ -14,6 +14,8 @@ from leakyforge.errors import InputError, MissingDependencyError, ModelError
 from leakyforge.runtime.tensors import Array, TensorSpec, numpy_dtype
 
 RANGE_PROPERTY = "leakyforge.input_range."
+# onnx.TensorProto.BFLOAT16; onnx itself is not imported here.
+_BFLOAT16 = 16
 
 
 def random_feeds(
@@ -120,6 +122,8 @@ def load_reference(proto: Any, *, optimised: bool = True) -> Reference:
         ModelError: neither takes the model.
     """
     names = [value.name for value in proto.graph.output]
+    if _takes_bfloat16(proto):
+        return _evaluator(proto, names, ModelError("its Python API cannot be fed bfloat16"))
     try:
         session = onnxruntime_session(proto, optimised=optimised)
     except MissingDependencyError:
@@ -130,6 +134,12 @@ def load_reference(proto: Any, *, optimised: bool = True) -> Reference:
 
     how = "optimised" if optimised else "not optimised"
     return Reference(f"onnxruntime {onnxruntime.__version__}, {how}", names, session.run)
+
+
+def _takes_bfloat16(proto: Any) -> bool:
+    """Whether an input or an output is bfloat16."""
+    values = (*proto.graph.input, *proto.graph.output)
+    return any(value.type.tensor_type.elem_type == _BFLOAT16 for value in values)
 
 
 def _evaluator(proto: Any, names: list[str], refused: Exception) -> Reference:

@@ -68,7 +68,7 @@ class Session:
         """Run the model once.
 
         Args:
-            output_names: outputs to return, in this order; None for all.
+            output_names: outputs to return, in this order; None, or none at all, for all.
             input_feed: an array for each input, of the dtype and shape that it declares.
 
         Returns:
@@ -78,7 +78,7 @@ class Session:
             InputError: an unknown or missing name, another dtype or another shape.
         """
         names = [spec.name for spec in self.manifest.outputs]
-        wanted = names if output_names is None else list(output_names)
+        wanted = list(output_names or names)
         for name in wanted:
             if name not in names:
                 raise InputError(
@@ -91,15 +91,17 @@ class Session:
             result = self._main(*(_to_tvm(array) for array in staged), *self._weights)
             results = [result] if len(names) == 1 else list(result)
             borrowed = [*staged, self._weight_memory]
-            outputs = {
-                spec.name: _to_numpy(tensor, spec.dtype, borrowed)
-                for spec, tensor in zip(self.manifest.outputs, results, strict=True)
-            }
+            outputs = {}
+            for spec, tensor in zip(self.manifest.outputs, results, strict=True):
+                array = outputs[spec.name] = _to_numpy(tensor, spec.dtype, borrowed)
+                # An output may be another one under a second name or shape.
+                borrowed.append(array)
         return [outputs[name] for name in wanted]
 
     def _stage(self, name: str, array: Array) -> Array:
         """The array where a kernel can read it, else an aligned copy; its memory is kept."""
-        if is_aligned(array):
+        # DLPack as tvm_ffi speaks it cannot say "read-only", and numpy then refuses.
+        if is_aligned(array) and array.flags.writeable:
             return array
         staged = self._staging.get(name)
         if staged is None or staged.shape != array.shape:
@@ -144,7 +146,7 @@ def _to_tvm(array: Array) -> Any:
 
 
 def _to_numpy(tensor: Any, dtype: str, borrowed: Sequence[Array]) -> Array:
-    """A numpy array over a result's memory, copied where that is an input's or a weight's."""
+    """A numpy array over a result's memory, copied where that belongs to another array."""
     if dtype == "bfloat16":
         array = np.from_dlpack(_retyped(tensor, "uint16")).view(numpy_dtype(dtype))
     else:

@@ -1,0 +1,383 @@
+"""Direct convolution, channels last, with its epilogue in registers.
+
+    conv[n, y, x, c] = sum over i, j, k of data[n, y*s + i*d, x*s + j*d, k] * weight[c, i, j, k]
+
+A tile of output pixels times output channels lives in vector registers while the reduction runs:
+for each (i, j, k) the weights of the tile's channels are loaded as vectors and each pixel's input
+value is broadcast, so one step is a rank-1 update, as in a GEMM microkernel (Goto and van de
+Geijn, "Anatomy of High-Performance Matrix Multiplication", ACM TOMS 34(3), 2008). Weights are
+packed at compile time as [channel tile][i][j][k][channel], which makes these loads contiguous.
+
+    before   for n, y, x, c:  for i, j, k:  conv +=        for n, y, x, c:  bias, LeakyRelu, ...
+    after    parallel rows:  for x tile, channel tile:
+                 for i, j, k:  unrolled pixels, vector channels:  conv +=      (registers)
+                 unrolled pixels, vector channels:  bias, LeakyRelu, ... -> memory
+
+FLOPs: 2 * pixels * channels * i * j * k. Bytes: input once for each channel tile, weights once for
+each pixel tile, output once.
+"""
+
+import functools
+import math
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import numpy.typing as npt
+from tvm import relax, s_tir, te, tirx
+
+from leakyforge.kernels.legalize import (
+    OUT_ELEMENTWISE_FUSABLE,
+    Legalize,
+    constant_value,
+    default_legalize,
+    static_sizes,
+    typed_constant,
+)
+from leakyforge.kernels.schedules import (
+    PARALLEL_WORK,
+    NoMatch,
+    block_names,
+    inline_consumers,
+    inline_producers,
+    loop_extent,
+    schedule_elementwise,
+    vectorize_and_unroll,
+)
+from leakyforge.kernels.target import CpuTarget
+
+BLOCK = "leakyforge_conv2d"
+# Attribute of the block under which its configuration travels from legalization to the schedule.
+CONFIG = "leakyforge.conv2d"
+
+
+@dataclass(frozen=True)
+class Conv2dConfig:
+    """Tile sizes of a convolution.
+
+    Attributes:
+        rows: output rows in a tile.
+        columns: output columns in a tile.
+        vectors: vectors of output channels in a tile.
+        lanes: elements in a vector.
+        registers: vector registers that the tile may use, less those for weights and input.
+        weights_outer: the loop over channel tiles is outermost and parallel (weights are larger
+            than the input), instead of the loop over rows.
+    """
+
+    rows: int
+    columns: int
+    vectors: int
+    lanes: int
+    registers: int
+    weights_outer: bool
+
+    def __post_init__(self) -> None:
+        """Check the register budget."""
+        if min(self.rows, self.columns, self.vectors, self.lanes) < 1:
+            raise ValueError(f"tile sizes must be positive: {self}")
+        if self.accumulators > self.registers:
+            raise ValueError(f"{self.accumulators} accumulators exceed the registers: {self}")
+
+    @property
+    def accumulators(self) -> int:
+        """Vector registers that hold the tile."""
+        return self.rows * self.columns * self.vectors
+
+    @property
+    def channels(self) -> int:
+        """Output channels in a tile."""
+        return self.vectors * self.lanes
+
+
+@dataclass(frozen=True)
+class Conv2dShape:
+    """Sizes of one convolution, channels last; the batch may be symbolic and is not among them."""
+
+    height: int
+    width: int
+    in_channels: int
+    out_channels: int
+    kernel: tuple[int, int]
+    strides: tuple[int, int]
+    dilation: tuple[int, int]
+    padding: tuple[int, int, int, int]
+    itemsize: int
+
+    @property
+    def out_height(self) -> int:
+        """Output rows."""
+        span = self.dilation[0] * (self.kernel[0] - 1) + 1
+        return (self.height + self.padding[0] + self.padding[2] - span) // self.strides[0] + 1
+
+    @property
+    def out_width(self) -> int:
+        """Output columns."""
+        span = self.dilation[1] * (self.kernel[1] - 1) + 1
+        return (self.width + self.padding[1] + self.padding[3] - span) // self.strides[1] + 1
+
+
+def heuristic_config(shape: Conv2dShape, target: CpuTarget) -> Conv2dConfig:
+    """The tile with the fewest estimated cycles: multiply-adds and loads of whole tiles.
+
+    A core of the target starts two vector loads and two 256-bit (one 512-bit) multiply-adds in a
+    cycle, the common measure of AVX2 and double-pumped AVX-512 machines.
+    """
+    best: tuple[float, int, Conv2dConfig] | None = None
+    # One register for weights per vector, one for the broadcast input.
+    for lanes in target.lane_choices(shape.itemsize):
+        for vectors in (1, 2, 3, 4, 6):
+            budget = target.vector_registers - vectors - 1
+            for rows, columns in _pixel_tiles(shape, budget // vectors):
+                config = Conv2dConfig(
+                    rows, columns, vectors, lanes, budget, _weights_dominate(shape)
+                )
+                score = _cycles(shape, config)
+                key = (score, -config.accumulators, config)
+                if best is None or key[:2] < best[:2]:
+                    best = key
+    assert best is not None
+    return best[2]
+
+
+def _pixel_tiles(shape: Conv2dShape, limit: int) -> list[tuple[int, int]]:
+    """Tiles with at most `limit` pixels; of several rows only where these are whole."""
+    tiles = [(1, columns) for columns in range(1, min(limit, shape.out_width) + 1)]
+    if shape.out_width < limit:
+        most = min(limit // shape.out_width, shape.out_height)
+        tiles += [(rows, shape.out_width) for rows in range(2, most + 1)]
+    return tiles
+
+
+def _weights_dominate(shape: Conv2dShape) -> bool:
+    weights = shape.out_channels * shape.in_channels * math.prod(shape.kernel)
+    return weights > shape.height * shape.width * shape.in_channels
+
+
+def _cycles(shape: Conv2dShape, config: Conv2dConfig) -> float:
+    """Estimated cycles for one reduction step over the whole output."""
+    tiles = (
+        math.ceil(shape.out_height / config.rows)
+        * math.ceil(shape.out_width / config.columns)
+        * math.ceil(shape.out_channels / config.channels)
+    )
+    width = config.lanes * shape.itemsize / 32
+    multiply_adds = config.accumulators * max(width, 1.0) / 2
+    loads = (config.rows * config.columns + config.vectors * max(width / 2, 1.0)) / 2
+    # A multiply-add has a latency of four cycles: fewer accumulators than that leave gaps.
+    return tiles * max(multiply_adds, loads, 4.0)
+
+
+def pack_weights(weight: npt.NDArray[np.generic], config: Conv2dConfig) -> npt.NDArray[np.generic]:
+    """Weights [out][i][j][in] as [out tile][i][j][in][out in tile], zeros in the last tile."""
+    out_channels = weight.shape[0]
+    tiles = math.ceil(out_channels / config.channels)
+    padded = np.zeros((tiles * config.channels, *weight.shape[1:]), weight.dtype)
+    padded[:out_channels] = weight
+    split = padded.reshape(tiles, config.channels, *weight.shape[1:])
+    return np.ascontiguousarray(split.transpose(0, 2, 3, 4, 1))
+
+
+def conv2d(
+    data: te.Tensor, packed: te.Tensor, shape: Conv2dShape, config: Conv2dConfig
+) -> te.Tensor:
+    """Convolution over [n, y, x, k] with packed weights; returns [n, y, x, c].
+
+    The tile sizes need not divide the output: the sum is taken over whole tiles, of which `crop`
+    keeps what is inside.
+    """
+    batch = data.shape[0]
+    (stride_y, stride_x), (step_y, step_x) = shape.strides, shape.dilation
+    top, left, _, _ = shape.padding
+    rows = math.ceil(shape.out_height / config.rows) * config.rows
+    columns = math.ceil(shape.out_width / config.columns) * config.columns
+    height = (rows - 1) * stride_y + (shape.kernel[0] - 1) * step_y + 1
+    width = (columns - 1) * stride_x + (shape.kernel[1] - 1) * step_x + 1
+    source = data
+    if top or left or height > shape.height or width > shape.width:
+        zero = tirx.const(0, data.dtype)
+        source = te.compute(
+            (batch, height, width, shape.in_channels),
+            lambda n, y, x, k: tirx.if_then_else(
+                tirx.all(y >= top, y < top + shape.height, x >= left, x < left + shape.width),
+                data[n, y - top, x - left, k],
+                zero,
+            ),
+            name="pad",
+        )
+    i = te.reduce_axis((0, shape.kernel[0]), "i")
+    j = te.reduce_axis((0, shape.kernel[1]), "j")
+    k = te.reduce_axis((0, shape.in_channels), "k")
+    channels = math.ceil(shape.out_channels / config.channels) * config.channels
+    total = te.compute(
+        (batch, rows, columns, channels),
+        lambda n, y, x, c: te.sum(
+            source[n, y * stride_y + i * step_y, x * stride_x + j * step_x, k]
+            * packed[c // config.channels, i, j, k, c % config.channels],
+            axis=[i, j, k],
+        ),
+        name=BLOCK,
+        attrs={CONFIG: asdict(config)},
+    )
+    return te.compute(
+        (batch, shape.out_height, shape.out_width, shape.out_channels),
+        lambda n, y, x, c: total[n, y, x, c],
+        name="crop",
+    )
+
+
+def schedule_conv2d(schedule: s_tir.Schedule, config: Conv2dConfig) -> None:
+    """Schedule a function that holds one `conv2d` and elementwise blocks around it.
+
+    1. Inline what comes before the sum except its padding, and the epilogue into its last block.
+    2. Tile the sum; unroll a tile's pixels, vectorise its channels.
+    3. Compute the last block on each tile, while the sum is in registers.
+    4. Run the outermost loop in parallel where the work pays for the threads.
+    5. Initialise the tile before the reduction, in registers as well.
+    6. Pad in parallel, by rows.
+    """
+    block = schedule.get_sblock(BLOCK)
+    # 1
+    pads = inline_producers(schedule, block, keep="pad")
+    last = inline_consumers(schedule, block)
+    # 2
+    n, y, x, c, i, j, k = schedule.get_loops(block)
+    work = math.prod(loop_extent(schedule, loop) or 1 for loop in (n, y, x, c, i, j, k))
+    y_outer, y_inner = schedule.split(y, [None, config.rows])
+    x_outer, x_inner = schedule.split(x, [None, config.columns])
+    c_outer, c_inner = schedule.split(c, [None, config.channels])
+    vector, lane = schedule.split(c_inner, [None, config.lanes])
+    tile = [y_inner, x_inner, vector, lane]
+    outer = [n, y_outer, x_outer, c_outer]
+    if config.weights_outer:
+        outer = [c_outer, n, y_outer, x_outer]
+    schedule.reorder(*outer, i, j, k, *tile)
+    for loop in tile[:-1]:
+        schedule.unroll(loop)
+    schedule.vectorize(lane)
+    # 3
+    schedule.reverse_compute_at(last, outer[-1])
+    schedule.set_scope(block, 0, "local")
+    # 4
+    parallel = outer[0] if config.weights_outer else schedule.fuse(n, y_outer)
+    depth = len(schedule.get_loops(block)) - len((i, j, k, *tile))
+    if work >= PARALLEL_WORK:
+        schedule.parallel(parallel)
+    # 5
+    initial = schedule.decompose_reduction(block, i)
+    vectorize_and_unroll(schedule, schedule.get_loops(initial)[depth:], config.lanes)
+    vectorize_and_unroll(schedule, schedule.get_loops(last)[depth:], config.lanes)
+    # 6
+    for pad in pads:
+        schedule_elementwise(schedule, pad, config.lanes)
+
+
+def match_conv2d(schedule: s_tir.Schedule, _target: CpuTarget) -> NoMatch | None:
+    """Schedule a function that `legalize_conv2d` or `legalize_matmul` made; the tile is in it."""
+    if BLOCK not in block_names(schedule):
+        return NoMatch("no convolution or product with constant weights")
+    annotation = schedule.get(schedule.get_sblock(BLOCK)).annotations[CONFIG]
+    fields = {key: int(annotation[key]) for key in Conv2dConfig.__dataclass_fields__}
+    fields["weights_outer"] = bool(fields["weights_outer"])
+    schedule_conv2d(schedule, Conv2dConfig(**fields))
+    return None
+
+
+def legalize_conv2d(target: CpuTarget) -> Legalize:
+    """Lower `relax.nn.conv2d` with constant weights, channels last, to the definition above."""
+
+    def legalize(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
+        data, weight = call.args
+        attributes = call.attrs
+        sizes = static_sizes(data.ty)
+        constant = constant_value(weight)
+        layouts = (attributes.data_layout, attributes.kernel_layout, attributes.out_layout)
+        if (
+            constant is None
+            or sizes is None
+            or layouts != ("NHWC", "OHWI", "NHWC")
+            or int(attributes.groups) != 1
+            or constant.dtype not in (np.float32, np.float64)
+        ):
+            return default_legalize(builder, call)
+        shape = Conv2dShape(
+            *sizes,
+            out_channels=constant.shape[0],
+            kernel=(constant.shape[1], constant.shape[2]),
+            strides=tuple(int(step) for step in attributes.strides),
+            dilation=tuple(int(step) for step in attributes.dilation),
+            padding=tuple(int(size) for size in attributes.padding),
+            itemsize=constant.dtype.itemsize,
+        )
+        config = heuristic_config(shape, target)
+        packed = typed_constant(pack_weights(constant, config))
+        definition = functools.partial(conv2d, shape=shape, config=config)
+        return builder.call_te(
+            definition,
+            data,
+            packed,
+            primfunc_name_hint="conv2d",
+            primfunc_attrs=OUT_ELEMENTWISE_FUSABLE,
+        )
+
+    return legalize
+
+
+def legalize_matmul(target: CpuTarget) -> Legalize:
+    """Lower `relax.matmul` of a matrix with a constant one: rows as pixels, a 1x1 kernel."""
+
+    def legalize(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
+        left, right = call.args
+        constant = constant_value(right)
+        if (
+            constant is None
+            or constant.ndim != 2
+            or left.ty.ndim != 2
+            or constant.dtype not in (np.float32, np.float64)
+            or str(left.ty.dtype) != str(constant.dtype)
+        ):
+            return default_legalize(builder, call)
+        rows = left.ty.shape[0]
+        symbolic = not isinstance(rows, tirx.IntImm)
+        shape = Conv2dShape(
+            height=1,
+            width=1 if symbolic else int(rows),
+            in_channels=constant.shape[0],
+            out_channels=constant.shape[1],
+            kernel=(1, 1),
+            strides=(1, 1),
+            dilation=(1, 1),
+            padding=(0, 0, 0, 0),
+            itemsize=constant.dtype.itemsize,
+        )
+        config = heuristic_config(shape, target)
+        weight = constant.T[:, np.newaxis, np.newaxis, :]
+        packed = typed_constant(pack_weights(weight, config))
+        definition = functools.partial(matmul, shape=shape, config=config)
+        return builder.call_te(
+            definition,
+            left,
+            packed,
+            primfunc_name_hint="matmul",
+            primfunc_attrs=OUT_ELEMENTWISE_FUSABLE,
+        )
+
+    return legalize
+
+
+def matmul(
+    left: te.Tensor, packed: te.Tensor, shape: Conv2dShape, config: Conv2dConfig
+) -> te.Tensor:
+    """Product of [m, k] with a packed [k, c] as a convolution over one row of m pixels.
+
+    A symbolic m becomes the batch instead: then each row is a tile of its own.
+    """
+    rows = left.shape[0]
+    if shape.width == 1:
+        data = te.compute((rows, 1, 1, left.shape[1]), lambda n, y, x, k: left[n, k], name="rows")
+        total = conv2d(data, packed, shape, config)
+        return te.compute(
+            (rows, shape.out_channels), lambda m, c: total[m, 0, 0, c], name="product"
+        )
+    data = te.compute((1, 1, rows, left.shape[1]), lambda n, y, x, k: left[x, k], name="rows")
+    total = conv2d(data, packed, shape, config)
+    return te.compute((rows, shape.out_channels), lambda m, c: total[0, 0, m, c], name="product")

@@ -1,0 +1,182 @@
+"""Schedule rules for functions of any kind, and the steps that rules share."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import tvm_ffi
+from tvm import s_tir, tirx
+from tvm.s_tir.schedule import LoopRV, SBlockRV
+
+from leakyforge.kernels.target import CpuTarget
+
+# Multiply-adds, or elements, below which waking the other threads costs more than it saves.
+PARALLEL_WORK = 1 << 16
+
+
+@dataclass(frozen=True)
+class NoMatch:
+    """A rule did not apply, and why."""
+
+    reason: str
+
+
+def block_names(schedule: s_tir.Schedule) -> list[str]:
+    """Names of the blocks of the scheduled function."""
+    root = schedule.get_sblock("root")
+    return [str(schedule.get(block).name_hint) for block in schedule.get_child_blocks(root)]
+
+
+def loop_extent(schedule: s_tir.Schedule, loop: LoopRV) -> int | None:
+    """Iterations of a loop, None where they are symbolic."""
+    extent = schedule.get(loop).extent
+    return int(extent) if isinstance(extent, tirx.IntImm) else None
+
+
+def inline_producers(schedule: s_tir.Schedule, block: SBlockRV, keep: str) -> list[SBlockRV]:
+    """Inline every block before `block`, except one of the name `keep`, which is returned."""
+    kept = []
+    for producer in schedule.get_producers(block):
+        kept += inline_producers(schedule, producer, keep)
+        if schedule.get(producer).name_hint == keep:
+            kept.append(producer)
+        else:
+            schedule.compute_inline(producer)
+    return kept
+
+
+def inline_consumers(schedule: s_tir.Schedule, block: SBlockRV) -> SBlockRV:
+    """Inline every block after `block` into the last one, which is returned."""
+    while True:
+        (consumer,) = schedule.get_consumers(block)
+        if not schedule.get_consumers(consumer):
+            return consumer
+        schedule.compute_inline(consumer)
+
+
+def vectorize_and_unroll(schedule: s_tir.Schedule, loops: Sequence[LoopRV], lanes: int) -> None:
+    """Vectorise the last loop where whole vectors fill it; unroll the others and what is left.
+
+    A tile's memory becomes registers only when every index into it is a constant.
+    """
+    if not loops:
+        return
+    *outer, last = loops
+    extent = loop_extent(schedule, last)
+    if extent is not None and extent % lanes == 0 and not _has_predicate(schedule, last):
+        vector, lane = schedule.split(last, [None, lanes])
+        schedule.vectorize(lane)
+        outer.append(vector)
+    else:
+        outer.append(last)
+    for loop in outer:
+        schedule.unroll(loop)
+
+
+def _has_predicate(schedule: s_tir.Schedule, loop: LoopRV) -> bool:
+    """Whether blocks in a loop run under a condition, which a vector cannot."""
+    realize = schedule.get(loop).body
+    while isinstance(realize, tirx.For):
+        realize = realize.body
+    predicate = getattr(realize, "predicate", None)
+    return predicate is not None and not (
+        isinstance(predicate, tirx.IntImm) and bool(predicate.value)
+    )
+
+
+def schedule_elementwise(schedule: s_tir.Schedule, block: SBlockRV, lanes: int) -> None:
+    """Run a block's outer loops in parallel and its innermost one in vectors.
+
+    1. Split the innermost loop by the lanes, where they divide it.
+    2. Fuse the other loops; run them in parallel if there is enough work.
+    """
+    loops = list(schedule.get_loops(block))
+    if not loops:
+        return
+    extents = [loop_extent(schedule, loop) for loop in loops]
+    work = math.prod(extent or 1 for extent in extents)
+    # 1
+    last = extents[-1]
+    if last is not None and last % lanes == 0:
+        loops[-1], lane = schedule.split(loops[-1], [None, lanes])
+        schedule.vectorize(lane)
+        outer = loops
+    else:
+        outer = loops[:-1]
+    # 2
+    if outer:
+        fused = schedule.fuse(*outer)
+        if work >= PARALLEL_WORK or None in extents:
+            schedule.parallel(fused)
+
+
+def match_elementwise(schedule: s_tir.Schedule, target: CpuTarget) -> NoMatch | None:
+    """Schedule a function whose blocks all map elements, as one loop nest over its output."""
+    root = schedule.get_sblock("root")
+    blocks = schedule.get_child_blocks(root)
+    if any(_is_reduction(schedule, block) for block in blocks):
+        return NoMatch("it reduces")
+    outputs = [block for block in blocks if not schedule.get_consumers(block)]
+    if len(outputs) != 1:
+        return NoMatch(f"it has {len(outputs)} outputs")
+    inline_producers(schedule, outputs[0], keep="")
+    schedule_elementwise(schedule, outputs[0], _lanes(schedule, outputs[0], target))
+    return None
+
+
+def match_pool(schedule: s_tir.Schedule, target: CpuTarget) -> NoMatch | None:
+    """Schedule one reduction over windows, channels last, such as a pooling.
+
+    1. Inline the padding.
+    2. Move the reduction outside of the innermost output axis, which is vectorised.
+    3. Run the outer loops in parallel if there is enough work.
+    4. Initialise before the reduction.
+    """
+    root = schedule.get_sblock("root")
+    blocks = schedule.get_child_blocks(root)
+    reductions = [block for block in blocks if _is_reduction(schedule, block)]
+    if len(reductions) != 1:
+        return NoMatch(f"it has {len(reductions)} reductions")
+    (block,) = reductions
+    if schedule.get_consumers(block):
+        return NoMatch("operators are fused behind its reduction")
+    kinds = [variable.iter_type for variable in schedule.get(block).iter_vars]
+    spatial = sum(kind == tirx.IterVar.DataPar for kind in kinds)
+    loops = schedule.get_loops(block)
+    if spatial < 2 or len(loops) != len(kinds) or tirx.IterVar.CommReduce in kinds[:spatial]:
+        return NoMatch("its loops are not output axes and then a window")
+    # 1
+    inline_producers(schedule, block, keep="")
+    # 2
+    *outer, channel = loops[:spatial]
+    window = loops[spatial:]
+    work = math.prod(loop_extent(schedule, loop) or 1 for loop in loops)
+    lanes = _lanes(schedule, block, target)
+    extent = loop_extent(schedule, channel)
+    schedule.reorder(*outer, *window, channel)
+    if extent is not None and extent % lanes == 0:
+        _, lane = schedule.split(channel, [None, lanes])
+        schedule.vectorize(lane)
+    # 3
+    fused = schedule.fuse(*outer)
+    if work >= PARALLEL_WORK:
+        schedule.parallel(fused)
+    # 4
+    initial = schedule.decompose_reduction(block, window[0])
+    last = schedule.get_loops(initial)[-1]
+    if (loop_extent(schedule, last) or 1) % lanes == 0:
+        _, lane = schedule.split(last, [None, lanes])
+        schedule.vectorize(lane)
+    return None
+
+
+def _is_reduction(schedule: s_tir.Schedule, block: SBlockRV) -> bool:
+    return any(
+        variable.iter_type != tirx.IterVar.DataPar for variable in schedule.get(block).iter_vars
+    )
+
+
+def _lanes(schedule: s_tir.Schedule, block: SBlockRV, target: CpuTarget) -> int:
+    """Elements of the block's output in the target's widest vector."""
+    dtype = tvm_ffi.dtype(str(schedule.get(block).writes[0].source.dtype))
+    return max(1, target.vector_bits // max(8, int(dtype.bits)))
