@@ -88,6 +88,9 @@ def _schedule_function(
     name: str, function: tirx.PrimFunc, target: CpuTarget
 ) -> tuple[tirx.PrimFunc, Decision]:
     """Try the rules on one function."""
+    if _is_empty(function):
+        # Index arithmetic of fused loops would divide by a size of 0.
+        return function, Decision(name, None, dict.fromkeys(RULES, "a tensor is empty"))
     refused: dict[str, str] = {}
     for rule, match in RULES.items():
         attempt = s_tir.Schedule(tvm.IRModule({"main": function}))
@@ -99,6 +102,13 @@ def _schedule_function(
             return attempt.mod["main"], Decision(name, rule, refused)
         refused[rule] = no_match.reason
     return function, Decision(name, None, refused)
+
+
+def _is_empty(function: tirx.PrimFunc) -> bool:
+    """Whether a parameter has a size of 0."""
+    # Symbolic sizes are parameters too, and have no shape.
+    sizes = [size for parameter in function.params for size in getattr(parameter, "shape", ())]
+    return any(isinstance(size, tirx.IntImm) and int(size) == 0 for size in sizes)
 
 
 def lower_to_vm(module: tvm.IRModule, target: CpuTarget) -> HoistedModule:
