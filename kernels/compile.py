@@ -20,7 +20,13 @@ from leakyforge.kernels.onnx_model import (
     graph_inputs,
     load_onnx,
 )
-from leakyforge.kernels.pipeline import choose_layout, legalize_and_fuse, lower_to_vm, schedule
+from leakyforge.kernels.pipeline import (
+    Decision,
+    choose_layout,
+    legalize_and_fuse,
+    lower_to_vm,
+    schedule,
+)
 from leakyforge.kernels.rounding import rounding_steps
 from leakyforge.kernels.target import CpuTarget, parse_target
 from leakyforge.pins import TVM_PINS
@@ -51,6 +57,7 @@ def compile(
     shapes: Mapping[str, tuple[int, ...]] | None = None,
     seed: int = 0,
     on_stage: Callable[[str], None] = lambda _stage: None,
+    on_decision: Callable[[Decision], None] = lambda _decision: None,
 ) -> Path:
     """Compile an ONNX model into an artifact.
 
@@ -62,6 +69,7 @@ def compile(
             stay symbolic.
         seed: of the reference inputs that the artifact carries.
         on_stage: called with a name out of `STAGES` when that stage begins.
+        on_decision: called for every kernel with the rule that scheduled it.
 
     Returns:
         The artifact's path.
@@ -82,7 +90,7 @@ def compile(
     folded = fold(proto)
     on_stage("import")
     module = import_onnx(folded)
-    library, weights, module = _build(module, cpu_target, on_stage)
+    library, weights, module = _build(module, cpu_target, on_stage, on_decision)
     packed, weight_specs = pack_weights(weights)
     on_stage("reference")
     inputs = _input_specs(proto, module)
@@ -118,14 +126,19 @@ def _default_output(model: SourceModel) -> Path:
 
 
 def _build(
-    module: tvm.IRModule, target: CpuTarget, on_stage: Callable[[str], None]
+    module: tvm.IRModule,
+    target: CpuTarget,
+    on_stage: Callable[[str], None],
+    on_decision: Callable[[Decision], None],
 ) -> tuple[bytes, list[Array], tvm.IRModule]:
     """Library, weights, and the module before lowering, for its types."""
     with _tvm_errors():
         on_stage("fuse")
         fused = legalize_and_fuse(choose_layout(module), target)
         on_stage("schedule")
-        scheduled, _ = schedule(fused, target)
+        scheduled, decisions = schedule(fused, target)
+        for decision in decisions:
+            on_decision(decision)
         on_stage("lower")
         hoisted = lower_to_vm(scheduled, target)
         on_stage("build")

@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
-import onnx_ir
-from onnxscript import optimizer
+from onnxscript import ir, optimizer
 
 from leakyforge.errors import ModelError, ShapeError
 from leakyforge.runtime.reference import one_line
@@ -147,12 +146,12 @@ def fold(proto: onnx.ModelProto) -> onnx.ModelProto:
     logging.getLogger("onnxscript").setLevel(logging.ERROR)
     logging.getLogger("onnx_ir").setLevel(logging.ERROR)
     try:
-        model = onnx_ir.from_proto(proto)
+        model = ir.from_proto(proto)
         # ConstantOfShape, which the optimizer keeps by itself, is where torch's pads come from.
         optimizer.optimize_ir(
             model, should_fold=lambda node: True if node.op_type == "ConstantOfShape" else None
         )
-        return onnx_ir.to_proto(model)
+        return ir.to_proto(model)
     except Exception as error:
         raise ModelError(
             f"constant folding of graph {proto.graph.name!r} failed: {one_line(error)}"

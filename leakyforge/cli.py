@@ -86,12 +86,14 @@ def export(
 @click.option("--output", "-o", type=FILE, help="Artifact to write.  [default: MODEL.lfa]")
 @target_option
 @shape_option
+@click.option("--explain", is_flag=True, help="Show which rule scheduled each kernel, and why.")
 @common_options
 def compile_command(
     model: Path,
     output: Path | None,
     target: str,
     shapes: tuple[tuple[str, tuple[int, ...]], ...],
+    explain: bool,
     quiet: bool,
 ) -> None:
     r"""Compile an ONNX file into an artifact.
@@ -100,7 +102,12 @@ def compile_command(
     Example:
       leakyforge compile model.onnx --target cpu:x86-64-v3 --shape input=1x3x416x416
     """
-    path = _compile(model, output, target, dict(shapes), quiet)
+    from leakyforge.render import print_decisions
+
+    decisions: list[Any] = []
+    path = _compile(model, output, target, dict(shapes), quiet, decisions.append)
+    if explain:
+        print_decisions(decisions)
     _say(quiet, f"wrote {path}")
 
 
@@ -133,7 +140,8 @@ def check(
     from leakyforge.runtime import check as check_parity
 
     feeds = None if inputs is None else _load_npz(inputs)
-    report = check_parity(artifact, onnx, inputs=feeds, samples=samples, seed=seed)
+    with _status(f"check {artifact.name}", quiet):
+        report = check_parity(artifact, onnx, inputs=feeds, samples=samples, seed=seed)
     _show(report, print_parity, as_json, quiet)
     _exit_with(report)
 
@@ -230,7 +238,8 @@ def bench(
         if not is_artifact(model):
             artifact = _compile(model, Path(folder) / "model.lfa", target, dict(shapes), quiet)
             onnx = model if onnx is None else onnx
-        report = run_bench(artifact, onnx, threads=threads, seconds=seconds)
+        with _status(f"time {model.name}", quiet):
+            report = run_bench(artifact, onnx, threads=threads, seconds=seconds)
     _show(report, print_bench, as_json, quiet)
 
 
@@ -302,9 +311,11 @@ def demo(folder: Path, seconds: float, quiet: bool) -> None:
         _say(quiet, f"wrote {onnx}")
         artifact = _compile(onnx, None, "cpu", {}, quiet)
         _say(quiet, f"wrote {artifact}")
-        parity = check_parity(artifact)
+        with _status(f"check {artifact.name}", quiet):
+            parity = check_parity(artifact)
         passed = passed and bool(parity)
-        latency = run_bench(artifact, seconds=seconds)
+        with _status(f"time {artifact.name}", quiet):
+            latency = run_bench(artifact, seconds=seconds)
         if not quiet:
             print_parity(parity)
             print_bench(latency)
@@ -317,13 +328,21 @@ def _compile(
     target: str,
     shapes: dict[str, tuple[int, ...]],
     quiet: bool,
+    on_decision: Callable[[Any], None] = lambda _decision: None,
 ) -> Path:
     """Compile with a progress bar on standard error."""
     from leakyforge.kernels import STAGES
     from leakyforge.kernels import compile as compile_model
 
     with _progress(f"compile {model.name}", len(STAGES), quiet) as on_stage:
-        return compile_model(model, target, output=output, shapes=shapes, on_stage=on_stage)
+        return compile_model(
+            model,
+            target,
+            output=output,
+            shapes=shapes,
+            on_stage=on_stage,
+            on_decision=on_decision,
+        )
 
 
 @contextlib.contextmanager
@@ -338,6 +357,19 @@ def _progress(title: str, total: int, quiet: bool) -> Iterator[Callable[[str], N
     with Progress(*columns, console=console, transient=True, disable=hidden) as bar:
         task = bar.add_task(title, total=total)
         yield lambda stage: bar.update(task, advance=1, description=f"{title}: {stage}")
+
+
+@contextlib.contextmanager
+def _status(title: str, quiet: bool) -> Iterator[None]:
+    """A moving sign that work goes on whose length is not known, on a terminal only."""
+    from rich.console import Console
+
+    console = Console(stderr=True, quiet=quiet)
+    if console.is_terminal:
+        with console.status(title):
+            yield
+    else:
+        yield
 
 
 def _load_npz(path: Path) -> dict[str, Any]:

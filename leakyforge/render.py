@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from leakyforge.exporter.inspect import OnnxSummary
+    from leakyforge.kernels import Decision
     from leakyforge.runtime import BenchReport, Manifest, ParityReport
     from leakyforge.runtime.doctor import Finding
 
@@ -154,6 +155,15 @@ def print_onnx(summary: "OnnxSummary") -> None:
     table.add_row(
         "LeakyRelu", f"{len(summary.alphas)}, alpha {', '.join(f'{a:g}' for a in alphas)}"
     )
+    stdout().print(table)
+
+
+def print_decisions(decisions: Iterable["Decision"]) -> None:
+    """Which rule scheduled each kernel, and why those before it did not."""
+    table = _table("Kernels", "kernel", "rule", "rules that did not apply")
+    for decision in decisions:
+        refused = "; ".join(f"{rule}: {reason}" for rule, reason in decision.refused.items())
+        table.add_row(decision.function, decision.rule or "none", refused)
     stdout().print(table)
 
 

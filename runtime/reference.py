@@ -4,6 +4,7 @@ onnx and onnxruntime are imported when they are first used: a machine that only 
 needs neither.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -33,7 +34,7 @@ def random_feeds(
         symbols: size of each symbolic dimension, 2 where not given.
 
     Raises:
-        InputError: an input of a dtype that cannot be drawn.
+        InputError: an input of a dtype that cannot be drawn, or a range without a value.
     """
     generator = np.random.default_rng(seed)
     sizes = dict(symbols or {})
@@ -45,22 +46,37 @@ def random_feeds(
         if spec.dtype == "bool":
             values = generator.integers(0, 2, shape)
         elif dtype.kind in "iu":
-            low, high = (
-                (0 if spec.low is None else spec.low),
-                (10 if spec.high is None else spec.high),
-            )
+            low, high = _range(spec, whole=True) or (0, 10)
             values = generator.integers(int(low), int(high), shape)
         elif dtype.kind == "f" or spec.dtype == "bfloat16":
-            if spec.low is None or spec.high is None:
+            extent = _range(spec)
+            if extent is None:
                 values = np.asarray(generator.standard_normal(shape))
             else:
-                values = np.asarray(generator.uniform(spec.low, spec.high, shape))
+                values = np.asarray(generator.uniform(*extent, shape))
         else:
             raise InputError(
                 f"input {spec.name!r} of dtype {spec.dtype} cannot be drawn; use --inputs"
             )
         feeds[spec.name] = np.asarray(values).astype(dtype)
     return feeds
+
+
+def _range(spec: TensorSpec, *, whole: bool = False) -> tuple[float, float] | None:
+    """The range [low, high) that the model says, of whole numbers or any; None without one."""
+    if spec.low is None or spec.high is None:
+        return None
+    low, high = spec.low, spec.high
+    usable = math.isfinite(high - low) and low < high
+    if whole and usable:
+        low, high = math.ceil(low), math.ceil(high)
+        usable = low < high
+    if not usable:
+        raise InputError(
+            f"input {spec.name!r} has the range [{spec.low:g}, {spec.high:g}) in the model's "
+            f"metadata, which holds no {spec.dtype}; correct {RANGE_PROPERTY}{spec.name}"
+        )
+    return low, high
 
 
 @dataclass

@@ -28,15 +28,19 @@ def read_onnx(path: Path) -> tuple[onnx.ModelProto, str]:
         kind = "is a directory" if path.is_dir() else "does not exist"
         raise ModelError(f"ONNX file {path} {kind}; give the path of an .onnx file")
     try:
-        proto = onnx.load(path, load_external_data=False)
+        # Without a format onnx goes by the ending of the name.
+        proto = onnx.load(path, format="protobuf", load_external_data=False)
+    except DecodeError as error:
+        raise ModelError(
+            f"{path} is not an ONNX file or is truncated: {one_line(error)}; export the model again"
+        ) from error
+    except OSError as error:
+        raise ModelError(f"ONNX file {path} cannot be read: {error.strerror}") from error
+    try:
         digest = hashlib.sha256()
         for file in [path, *(path.parent / name for name in external_files(proto))]:
             digest.update(file.read_bytes())
         onnx.load_external_data_for_model(proto, str(path.parent))
-    except DecodeError as error:
-        raise ModelError(
-            f"{path} is not an ONNX file or is truncated: {one_line(error)}"
-        ) from error
     except (OSError, ValueError, onnx.checker.ValidationError) as error:
         raise ModelError(f"external data of {path} cannot be read: {one_line(error)}") from error
     return proto, digest.hexdigest()

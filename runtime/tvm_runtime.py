@@ -26,6 +26,7 @@ _CPU_DEVICE = 1
 _POOLED_ALLOCATOR = 2
 
 _pool_size = threading.local()
+_loading = threading.Lock()
 
 
 @functools.cache
@@ -37,10 +38,11 @@ def tvm_ffi() -> Any:
         MissingDependencyError: the runtime library is not where the package should have it.
     """
     check_tvm_pins()
-    with _torch_hidden():
-        module = importlib.import_module("tvm_ffi")
-    if "tvm" not in sys.modules:
-        ctypes.CDLL(str(_runtime_library()), ctypes.RTLD_GLOBAL)
+    with _loading:
+        with _torch_hidden():
+            module = importlib.import_module("tvm_ffi")
+        if "tvm" not in sys.modules:
+            ctypes.CDLL(str(_runtime_library()), ctypes.RTLD_GLOBAL)
     return module
 
 
@@ -83,8 +85,8 @@ def load_vm(library: bytes, name: str) -> Any:
     ffi = tvm_ffi()
     with tempfile.TemporaryDirectory(prefix="leakyforge-") as folder:
         path = Path(folder) / "library.so"
-        path.write_bytes(library)
         try:
+            path.write_bytes(library)
             machine = ffi.load_module(str(path))["vm_load_executable"]()
         except (RuntimeError, OSError) as error:
             reason = " ".join(str(error).split())
