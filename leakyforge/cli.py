@@ -39,7 +39,7 @@ class _Group(click.Group):
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="leakyforge")
 def cli() -> None:
-    r"""From a model with LeakyRelu to a compiled artifact, checked against ONNX Runtime.
+    """From a model with LeakyRelu to a compiled artifact, checked against ONNX Runtime.
 
     \b
     Example:
@@ -67,7 +67,7 @@ def export(
     settings: tuple[tuple[str, str], ...],
     quiet: bool,
 ) -> None:
-    r"""Export a zoo model (yolov3-tiny, digits) to a checked ONNX file.
+    """Export a zoo model (yolov3-tiny, digits) to a checked ONNX file.
 
     \b
     Example:
@@ -76,6 +76,8 @@ def export(
     from leakyforge.exporter import export as export_model
 
     options: dict[str, Any] = {name: _number(value) for name, value in settings}
+    for name in options.keys() & {"model", "path", "opset", "batch"}:
+        raise click.UsageError(f"--set {name}=... sets no option of a model")
     size = int(batch) if batch is not None and batch.isdecimal() else batch
     path = export_model(model, output, opset=opset, batch=size, **options)
     _say(quiet, f"wrote {path}")
@@ -96,7 +98,7 @@ def compile_command(
     explain: bool,
     quiet: bool,
 ) -> None:
-    r"""Compile an ONNX file into an artifact.
+    """Compile an ONNX file into an artifact.
 
     \b
     Example:
@@ -130,7 +132,7 @@ def check(
     as_json: bool,
     quiet: bool,
 ) -> None:
-    r"""Compare an artifact with ONNX Runtime; exit status 1 where they differ.
+    """Compare an artifact with ONNX Runtime; exit status 1 where they differ.
 
     \b
     Example:
@@ -151,7 +153,7 @@ def check(
 @json_option
 @common_options
 def verify(artifact: Path, as_json: bool, quiet: bool) -> None:
-    r"""Replay the inputs an artifact carries; needs neither onnx nor onnxruntime.
+    """Replay the inputs an artifact carries; needs neither onnx nor onnxruntime.
 
     \b
     Example:
@@ -181,7 +183,7 @@ def run(
     threads: int | None,
     quiet: bool,
 ) -> None:
-    r"""Run an artifact once.
+    """Run an artifact once.
 
     \b
     Example:
@@ -221,7 +223,7 @@ def bench(
     as_json: bool,
     quiet: bool,
 ) -> None:
-    r"""Time an ONNX file or an artifact beside ONNX Runtime.
+    """Time an ONNX file or an artifact beside ONNX Runtime.
 
     \b
     Example:
@@ -248,7 +250,7 @@ def bench(
 @json_option
 @common_options
 def inspect(file: Path, as_json: bool, quiet: bool) -> None:
-    r"""Show what is inside an ONNX file or an artifact.
+    """Show what is inside an ONNX file or an artifact.
 
     \b
     Example:
@@ -270,7 +272,7 @@ def inspect(file: Path, as_json: bool, quiet: bool) -> None:
 @json_option
 @common_options
 def doctor(as_json: bool, quiet: bool) -> None:
-    r"""Check versions, CPU, threads and optional packages; exit status 1 where one is wrong.
+    """Check versions, CPU, threads and optional packages; exit status 1 where one is wrong.
 
     \b
     Example:
@@ -294,7 +296,7 @@ def doctor(as_json: bool, quiet: bool) -> None:
               help="Time to measure each model.")  # fmt: skip
 @common_options
 def demo(folder: Path, seconds: float, quiet: bool) -> None:
-    r"""Export, compile, check and time two zoo models: the whole job on this machine.
+    """Export, compile, check and time two zoo models: the whole job on this machine.
 
     \b
     Example:
@@ -415,9 +417,13 @@ def main(arguments: list[str] | None = None) -> None:
             cli.invoke(ctx)
     except click.exceptions.Exit as request:
         sys.exit(request.exit_code)
-    except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
+    except click.exceptions.NoArgsIsHelpError as request:
+        request.show()
+        sys.exit(_USAGE)
+    except click.UsageError as error:
+        command = error.ctx.command_path if error.ctx is not None else "leakyforge"
+        text = error.format_message().rstrip(".")
+        _fail(f"{text}; see: {command} --help", _USAGE, context)
     except (click.Abort, KeyboardInterrupt):
         _fail("interrupted", 130, context)
     except LeakyforgeError as error:
@@ -426,13 +432,18 @@ def main(arguments: list[str] | None = None) -> None:
         sys.stderr.close()
     except Exception as error:  # noqa: BLE001 - the last line of defence against a traceback
         name = type(error).__name__
-        text = f"internal error: {name}: {' '.join(str(error).split())[:300]}; run with --debug"
+        text = f"internal error: {name}: {str(error)[:300]}; run with --debug"
         _fail(text, _BUG, context)
+
+
+def _one_line(text: str) -> str:
+    """A text with its line breaks and runs of blanks made single blanks."""
+    return " ".join(text.split())
 
 
 def _fail(text: str, status: int, context: dict[str, Any]) -> None:
     """Print one line, after the traceback if that was asked for, and leave."""
     if context.get("leakyforge.debug"):
         traceback.print_exc()
-    click.echo(f"leakyforge: error: {text}", err=True)
+    click.echo(f"leakyforge: error: {_one_line(text)}", err=True)
     sys.exit(status)

@@ -1,5 +1,6 @@
 """Reports as tables for people."""
 
+import sys
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
@@ -20,11 +21,9 @@ _PIPE_WIDTH = 160
 
 
 def stdout() -> Console:
-    """A console on standard output."""
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, width=_PIPE_WIDTH)
-    return console
+    """A console on standard output; a name is shown as it is, whatever brackets it holds."""
+    width = None if sys.stdout.isatty() else _PIPE_WIDTH
+    return Console(width=width, highlight=False, markup=False, emoji=False)
 
 
 def _table(title: str, *columns: str, numbers: Iterable[int] = ()) -> Table:

@@ -3,14 +3,23 @@
 import contextlib
 import os
 import tempfile
+import tokenize
 import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
 from leakyforge.errors import InputError
-from leakyforge.runtime.tensors import Array
+from leakyforge.runtime.reference import one_line
+from leakyforge.runtime.tensors import Array, numpy_dtype
+
+# What numpy and zipfile raise over damaged files.
+_UNREADABLE = (
+    OSError, ValueError, EOFError, SyntaxError, tokenize.TokenError, zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
 
 
 def load_npy(path: Path) -> Array:
@@ -21,11 +30,12 @@ def load_npy(path: Path) -> Array:
     """
     try:
         array = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise InputError(f"array file {path} cannot be read: {error}") from error
+    except _UNREADABLE as error:
+        raise InputError(f"array file {path} cannot be read: {one_line(error)}") from error
     if not isinstance(array, np.ndarray):
+        array.close()
         raise InputError(f"{path} holds several arrays; give it with --inputs")
-    return array
+    return _bfloat16_again(array)
 
 
 def load_npz(path: Path) -> dict[str, Array]:
@@ -41,9 +51,14 @@ def load_npz(path: Path) -> dict[str, Array]:
                 f"{path} holds one array without a name; give it with --input NAME={path}"
             )
         with stored:
-            return {name: stored[name] for name in stored.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise InputError(f"array file {path} cannot be read: {error}") from error
+            return {name: _bfloat16_again(stored[name]) for name in stored.files}
+    except _UNREADABLE as error:
+        raise InputError(f"array file {path} cannot be read: {one_line(error)}") from error
+
+
+def _bfloat16_again(array: Array) -> Array:
+    """Numpy writes bfloat16 as pairs of raw bytes and does not know them when it reads."""
+    return array.view(numpy_dtype("bfloat16")) if array.dtype == np.dtype("V2") else array
 
 
 def save_npz(path: Path, arrays: Mapping[str, Array]) -> None:
@@ -56,7 +71,7 @@ def save_npz(path: Path, arrays: Mapping[str, Array]) -> None:
     try:
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         with os.fdopen(handle, "wb") as stream:
-            np.savez(stream, allow_pickle=False, **arrays)
+            _write_npz(stream, arrays)
         os.replace(temporary, path)  # noqa: PTH105 - a path string, not a Path
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror}") from error
@@ -64,3 +79,11 @@ def save_npz(path: Path, arrays: Mapping[str, Array]) -> None:
         if temporary is not None:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(temporary)  # noqa: PTH108 - as above
+
+
+def _write_npz(stream: IO[bytes], arrays: Mapping[str, Array]) -> None:
+    """As `numpy.savez`, which has parameters of its own and so refuses an array called `file`."""
+    with zipfile.ZipFile(stream, "w") as archive:
+        for name, array in arrays.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, array, allow_pickle=False)

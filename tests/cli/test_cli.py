@@ -1,0 +1,667 @@
+"""The command line: help, exit statuses, one line for an error, and what --json and -o give."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+import warnings
+
+import ml_dtypes
+import numpy as np
+import onnx
+import pytest
+
+from leakyforge import cli
+from leakyforge.errors import LeakyforgeError
+from leakyforge.runtime import read_artifact
+
+COMMANDS = list(cli.cli.commands)
+IMAGE = (1, 2, 7, 5)
+
+
+@pytest.fixture
+def invoke(capfd):
+    """Run the command line in this process; gives exit status, standard output and error.
+
+    File descriptors are captured, so what C++ prints is seen; so is what Python would warn of.
+    """
+
+    def invoke(*arguments):
+        capfd.readouterr()
+        status = 0
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("default", RuntimeWarning)
+            warnings.simplefilter("default", UserWarning)
+            try:
+                cli.main([str(argument) for argument in arguments])
+            except SystemExit as exit_request:
+                status = 0 if exit_request.code is None else exit_request.code
+        out, err = capfd.readouterr()
+        assert [str(entry.message) for entry in caught] == []
+        return status, out, err
+
+    return invoke
+
+
+@pytest.fixture
+def fails(invoke):
+    """Run a command that must fail on its input; gives the one line that it prints."""
+
+    def fails(*arguments):
+        status, out, err = invoke(*arguments)
+        assert status == 2, out + err
+        assert out == ""
+        assert err.startswith("leakyforge: error: ")
+        assert err.endswith("\n")
+        assert err.count("\n") == 1, err
+        return err.strip()
+
+    return fails
+
+
+@pytest.fixture
+def image(tmp_path):
+    """An .npy file for the input of the convolution."""
+    path = tmp_path / "image.npy"
+    np.save(path, np.random.default_rng(0).standard_normal(IMAGE).astype(np.float32))
+    return path
+
+
+class TestHelp:
+    @pytest.mark.parametrize("command", COMMANDS)
+    def test_shows_an_example_on_a_line_of_its_own(self, invoke, command):
+        status, out, err = invoke(command, "--help")
+        assert (status, err) == (0, "")
+        assert re.search(rf"\n  Example:\n    leakyforge {command}\b.*\n", out), out
+        assert "--quiet" in out
+        assert "--debug" in out
+        assert invoke(command, "-h") == (status, out, err)
+
+    def test_of_the_whole(self, invoke):
+        status, out, _ = invoke("--help")
+        assert status == 0
+        assert "\n    leakyforge export digits -o digits.onnx\n" in out
+        for command in COMMANDS:
+            assert re.search(rf"\n  {command} ", out)
+        assert "\\b" not in out
+
+    def test_examples_use_options_that_exist(self):
+        for name, command in cli.cli.commands.items():
+            options = {flag for parameter in command.params for flag in parameter.opts}
+            example = command.help.partition("Example:")[2]
+            used = set(re.findall(r"(?<=\s)--?[a-z]+", example))
+            assert used <= options, name
+
+    def test_issue_2s_commands_are_there(self):
+        assert set("export compile check run bench inspect doctor verify".split()) <= set(COMMANDS)  # noqa: SIM905
+
+    @pytest.mark.parametrize("command", ["check", "verify", "bench", "inspect", "doctor"])
+    def test_json_is_offered(self, command):
+        assert "--json" in {
+            flag for option in cli.cli.commands[command].params for flag in option.opts
+        }
+
+    def test_version(self, invoke):
+        status, out, _ = invoke("--version")
+        assert status == 0
+        assert re.fullmatch(r"leakyforge, version \d+\.\d+\.\d+\n", out)
+
+    def test_without_arguments(self, invoke):
+        status, out, err = invoke()
+        assert status == 2
+        assert "Commands:" in out + err
+
+
+class TestPipeline:
+    def test_export_compile_check_verify_run(self, invoke, tmp_path):
+        model, artifact = tmp_path / "digits.onnx", tmp_path / "digits.lfa"
+        assert invoke("export", "digits", "-o", model) == (0, f"wrote {model}\n", "")
+        assert invoke("compile", model) == (0, f"wrote {artifact}\n", "")
+        status, out, err = invoke("check", artifact, "--samples", "2")
+        assert (status, err) == (0, "")
+        assert "2 inputs, seed 0" in out
+        assert "3 LeakyRelu" in out
+        assert out.endswith("parity: pass\n")
+        status, out, err = invoke("verify", artifact)
+        assert (status, err) == (0, "")
+        assert "1 input)" in out
+        assert out.endswith("parity: pass\n")
+
+    def test_shape(self, invoke, symbolic_conv, tmp_path):
+        model, artifact = symbolic_conv.with_suffix(".onnx"), tmp_path / "fixed.lfa"
+        status, _, err = invoke("compile", model, "-o", artifact, "--shape", "image=3x2x7x5")
+        assert (status, err) == (0, "")
+        assert read_artifact(artifact).manifest.inputs[0].shape == (3, 2, 7, 5)
+        assert invoke("check", artifact, "-q") == (0, "", "")
+
+    @pytest.mark.parametrize(
+        "arguments",
+        [
+            ["check", "ARTIFACT", "--samples", "1"],
+            ["verify", "ARTIFACT"],
+            ["run", "ARTIFACT", "--input", "image=IMAGE"],
+            ["inspect", "ARTIFACT"],
+            ["inspect", "MODEL"],
+            ["doctor"],
+            ["compile", "MODEL", "-o", "OUTPUT"],
+            ["export", "digits", "-o", "OUTPUT"],
+            ["bench", "ARTIFACT", "--seconds", "0.1"],
+        ],
+        ids=lambda arguments: " ".join(arguments[:2]),
+    )
+    def test_quiet_prints_nothing(self, invoke, conv, image, tmp_path, arguments):
+        places = {
+            "ARTIFACT": conv,
+            "MODEL": conv.with_suffix(".onnx"),
+            "image=IMAGE": f"image={image}",
+            "OUTPUT": tmp_path / "output",
+        }
+        arguments = [places.get(word, word) for word in arguments]
+        assert invoke(*arguments, "--quiet") == (0, "", "")
+
+    def test_failed_check_is_status_1(self, invoke, build, rewrite, tmp_path):
+        text = "f (float[9] x) => (float[9] y) {{ y = LeakyRelu <alpha = {}> (x) }}"
+        manifest = read_artifact(build(text.format(0.2))).manifest
+        fields = {"onnx_sha256": manifest.onnx_sha256, "onnx_path": manifest.onnx_path}
+        path = rewrite(build(text.format(0.3)), tmp_path / "wrong.lfa", **fields)
+        status, out, err = invoke("check", path)
+        assert (status, err) == (1, "")
+        assert "FAIL at [" in out
+        assert out.endswith("parity: FAIL\n")
+        status, out, _ = invoke("check", path, "--json")
+        assert status == 1
+        report = json.loads(out)
+        assert report["passed"] is False
+        assert [row["output"] for row in report["outputs"] if not row["passed"]] == ["y"] * 2
+        assert invoke("check", path, "--quiet") == (1, "", "")
+
+    def test_failed_verify_is_status_1(self, invoke, leaky, rewrite, tmp_path):
+        outputs = {"y": np.zeros((2, 3), np.float32)}
+        path = rewrite(leaky, tmp_path / "wrong.lfa", reference_outputs=outputs)
+        status, out, err = invoke("verify", path)
+        assert (status, err) == (1, "")
+        assert out.endswith("parity: FAIL\n")
+
+    def test_untested_alpha_is_reported(self, invoke, build):
+        artifact = build(
+            "f (float[4] x) => (float[4] y) { a = Abs(x) y = LeakyRelu <alpha = 0.3> (a) }"
+        )
+        status, out, _ = invoke("check", artifact)
+        assert status == 0
+        assert "alpha 0.3 of LeakyRelu 'y' was not tested" in out
+
+
+class TestJson:
+    @pytest.mark.parametrize("command", ["check", "verify"])
+    def test_parity(self, invoke, digits, command):
+        status, out, err = invoke(command, digits, "--json")
+        assert (status, err) == (0, "")
+        report = json.loads(out)
+        assert report["passed"] is True
+        assert report["artifact"] == str(digits)
+        assert {"max_abs", "max_rel", "max_ulp", "cosine", "snr_db", "atol", "origin"} <= report[
+            "outputs"
+        ][0].keys()
+
+    def test_inspect_artifact(self, invoke, conv):
+        _, out, _ = invoke("inspect", conv, "--json")
+        fields = json.loads(out)
+        assert fields["inputs"][0]["shape"] == list(IMAGE)
+        assert [spec["name"] for spec in fields["outputs"]] == ["wide", "mean"]
+
+    def test_inspect_onnx(self, invoke, conv):
+        _, out, _ = invoke("inspect", conv.with_suffix(".onnx"), "--json")
+        fields = json.loads(out)
+        assert fields["inputs"] == {"image": "float 1x2x7x5"}
+        assert fields["operators"] == {"Conv": 1, "LeakyRelu": 1, "ReduceMean": 1}
+        assert fields["alphas"] == {"wide": pytest.approx(0.2)}
+        assert fields["parameters"] == 3 * 2 * 9 + 3 + 2
+
+    def test_doctor(self, invoke):
+        status, out, _ = invoke("doctor", "--json")
+        findings = {entry["name"]: entry for entry in json.loads(out)}
+        assert {"python", "cpu", "threads", "apache-tvm", "apache-tvm-ffi"} <= findings.keys()
+        assert status == 0
+        assert all(entry["ok"] for entry in findings.values())
+
+    def test_bench(self, invoke, conv):
+        status, out, err = invoke("bench", conv, "--seconds", "0.2", "--threads", "1", "--json")
+        assert (status, err) == (0, "")
+        report = json.loads(out)
+        assert report["threads"] == 1
+        engines = [row["engine"].split()[0] for row in report["latencies"]]
+        assert engines[:2] == ["leakyforge", "onnxruntime"]
+        assert all(
+            0 < row["p10_ms"] <= row["median_ms"] <= row["p90_ms"] for row in report["latencies"]
+        )
+        assert report["latencies"][0]["speedup"] == 1
+        assert {row["engine"] for row in report["startups"]} == {"leakyforge", "onnxruntime"}
+
+
+class TestRun:
+    def test_input_and_output(self, invoke, conv, image, tmp_path):
+        output = tmp_path / "outputs.npz"
+        status, out, err = invoke("run", conv, "--input", f"image={image}", "-o", output)
+        assert (status, err) == (0, "")
+        assert "1x3x7x5" in out
+        from leakyforge import Session
+
+        desired = Session(conv).run(None, {"image": np.load(image)})
+        with np.load(output) as stored:
+            assert stored.files == ["wide", "mean"]
+            for name, array in zip(stored.files, desired, strict=True):
+                np.testing.assert_array_equal(stored[name], array, strict=True)
+
+    def test_inputs(self, invoke, conv, image, tmp_path):
+        first, second = tmp_path / "a.npz", tmp_path / "b.npz"
+        np.savez(tmp_path / "inputs.npz", image=np.load(image))
+        assert invoke("run", conv, "--inputs", tmp_path / "inputs.npz", "-o", first, "-q")[0] == 0
+        assert invoke("run", conv, "--input", f"image={image}", "-o", second, "-q")[0] == 0
+        assert first.read_bytes() == second.read_bytes()
+        assert sorted(path.name for path in tmp_path.iterdir()) == [
+            "a.npz", "b.npz", "image.npy", "inputs.npz",
+        ]  # fmt: skip
+
+    def test_bfloat16_survives_files(self, invoke, build, tmp_path):
+        artifact = build("f (bfloat16[3] x) => (bfloat16[3] y) { y = LeakyRelu <alpha = 0.5> (x) }")
+        np.save(tmp_path / "x.npy", np.array([1, -2, 3], ml_dtypes.bfloat16))
+        out = tmp_path / "y.npz"
+        assert (
+            invoke("run", artifact, "--input", f"x={tmp_path / 'x.npy'}", "-o", out, "-q")[0] == 0
+        )
+        from leakyforge.runtime.arrays import load_npz
+
+        np.testing.assert_array_equal(
+            load_npz(out)["y"], np.array([1, -1, 3], ml_dtypes.bfloat16), strict=True
+        )
+
+    def test_names_that_are_special_elsewhere(self, invoke, build, tmp_path):
+        """`file` is a parameter of numpy's savez, `[red]` a colour and `:x:` a picture in rich."""
+        model = onnx.parser.parse_model(
+            '<ir_version: 10, opset_import: ["": 18]>'
+            "f (float[2] a) => (float[2] file, float[2] b) { file = Neg(a) b = LeakyRelu(a) }"
+        )
+        special = {"a": "a=b/c", "b": "[red]:x:"}
+        for value in (*model.graph.input, *model.graph.output):
+            value.name = special.get(value.name, value.name)
+        for node in model.graph.node:
+            node.input[0] = special["a"]
+            node.output[0] = special.get(node.output[0], node.output[0])
+        artifact = build(model)
+        np.save(tmp_path / "x.npy", np.array([1, -2], np.float32))
+        out_file = tmp_path / "y.npz"
+        status, out, err = invoke(
+            "run", artifact, "--input", f"a=b/c={tmp_path / 'x.npy'}", "-o", out_file
+        )
+        assert (status, err) == (0, "")
+        assert "[red]:x:" in out
+        with np.load(out_file) as stored:
+            assert stored.files == ["file", "[red]:x:"]
+        assert "[red]:x:" in invoke("check", artifact)[1]
+        assert "[red]:x:" in invoke("inspect", artifact)[1]
+
+    def test_an_output_file_stays_when_the_run_fails(self, fails, conv, tmp_path):
+        output = tmp_path / "outputs.npz"
+        output.write_bytes(b"old")
+        fails("run", conv, "-o", output)
+        assert output.read_bytes() == b"old"
+
+
+class TestUsage:
+    @pytest.mark.parametrize(
+        ("arguments", "words"),
+        [
+            (["compil"], ["No such command 'compil'", "leakyforge --help"]),
+            (["check"], ["Missing argument 'ARTIFACT'", "leakyforge check --help"]),
+            (["verify", "m.lfa", "--fast"], ["No such option", "--fast"]),
+            (["export", "digits"], ["--output", "leakyforge export --help"]),
+            (["check", "m.lfa", "--samples", "0"], ["--samples", "0"]),
+            (["check", "m.lfa", "--samples", "many"], ["--samples", "many"]),
+            (["run", "m.lfa", "--input", "image"], ["'image' is not NAME=FILE.npy"]),
+            (["run", "m.lfa", "--threads", "0"], ["--threads"]),
+            (["compile", "m.onnx", "--shape", "image=1x"], ["'image=1x' is not NAME=1x3x416x416"]),
+            (["compile", "m.onnx", "--shape", "1x3"], ["'1x3' is not NAME="]),
+            (["export", "digits", "-o", "m.onnx", "--opset", "x"], ["--opset"]),
+            (["export", "digits", "-o", "m.onnx", "--set", "size"], ["'size' is not NAME=VALUE"]),
+            (["export", "digits", "-o", "m.onnx", "--set", "batch=2"], ["--set batch=..."]),
+            (["export", "digits", "-o", "m.onnx", "--set", "path=2"], ["--set path=..."]),
+        ],
+    )
+    def test_wrong_usage(self, fails, arguments, words):
+        line = fails(*arguments)
+        for word in words:
+            assert word in line
+
+
+def broken_files(tmp_path, model):
+    """Paths by kind, none of which is a whole ONNX file."""
+    whole = model.read_bytes()
+    contents = {
+        "empty": b"",
+        "text": b"This is no model.\n",
+        "truncated": whole[: len(whole) // 2],
+        "noise": bytes(range(256)) * 4,
+        "image": b"\x89PNG\r\n\x1a\n" + bytes(100),
+        "text.json": b"{]",
+        "text.textproto": b"graph {",
+        "text.onnxtxt": b"f (float x",
+    }
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+    (tmp_path / "folder").mkdir()
+    return [*(tmp_path / name for name in contents), tmp_path / "folder", tmp_path / "absent.onnx"]
+
+
+class TestBadInput:
+    KINDS = ("empty", "text", "truncated", "noise", "image", "text.json", "text.textproto",
+             "text.onnxtxt", "folder", "absent.onnx")  # fmt: skip
+
+    @pytest.fixture
+    def broken(self, tmp_path, conv):
+        broken_files(tmp_path, conv.with_suffix(".onnx"))
+        return tmp_path
+
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_compile(self, fails, broken, kind):
+        output = broken / "old.lfa"
+        output.write_bytes(b"old")
+        assert str(broken / kind) in fails("compile", broken / kind, "-o", output)
+        assert output.read_bytes() == b"old"
+
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_check_with_onnx(self, fails, broken, conv, kind):
+        assert str(broken / kind) in fails("check", conv, "--onnx", broken / kind)
+
+    @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "absent.onnx"])
+    @pytest.mark.parametrize("command", ["check", "verify", "run"])
+    def test_as_artifact(self, fails, broken, command, kind):
+        assert str(broken / kind) in fails(command, broken / kind)
+
+    @pytest.mark.parametrize("command", ["check", "verify", "run", "inspect", "bench"])
+    def test_absent_artifact(self, fails, tmp_path, command):
+        path = tmp_path / "absent.lfa"
+        assert f"{path} does not exist" in fails(command, path)
+
+    @pytest.mark.parametrize("kind", ["folder", "absent.onnx", "empty", "text", "image"])
+    @pytest.mark.parametrize("command", ["inspect", "bench"])
+    def test_either_kind_of_file(self, fails, broken, command, kind):
+        assert str(broken / kind) in fails(command, broken / kind)
+
+    def test_onnx_file_as_artifact(self, fails, conv):
+        assert "no artifact" in fails("verify", conv.with_suffix(".onnx"))
+
+    def test_artifact_as_onnx_file(self, fails, conv, tmp_path):
+        assert str(conv) in fails("compile", conv, "-o", tmp_path / "m.lfa")
+
+    @pytest.mark.parametrize(
+        ("text", "words"),
+        [
+            (
+                "f (float[2] x) => (float[2] y) { y = com.acme.Foo(x) }",
+                ["com.acme.Foo", "not supported"],
+            ),
+            ("f (float[2] x) => (float[2] y) { [n] y = Gone(x) }", ["Gone"]),
+            ("f (float[2] x) => (float[2] y) { y = LeakyRelu <beta = 1.0> (x) }", ["beta"]),
+            ("f (float[2] x) => (float[2] y) { y = LeakyRelu(z) }", ["z"]),
+            ("f (float[2] x) => (float[3] y) { y = LeakyRelu(x) }", ["y"]),
+            ("f (int64[2] x) => (int64[2] y) { y = LeakyRelu(x) }", ["LeakyRelu"]),
+        ],
+    )
+    def test_graph_that_cannot_be_compiled(self, fails, parse, tmp_path, text, words):
+        path = tmp_path / "m.onnx"
+        model = parse(text)
+        if "acme" in text:
+            model.opset_import.append(onnx.helper.make_opsetid("com.acme", 1))
+        onnx.save(model, path)
+        output = tmp_path / "m.lfa"
+        output.write_bytes(b"old")
+        line = fails("compile", path)
+        for word in words:
+            assert word in line
+        assert output.read_bytes() == b"old"
+        assert sorted(file.name for file in tmp_path.iterdir()) == ["m.lfa", "m.onnx"]
+
+    def test_loop(self, fails, tmp_path):
+        helper = onnx.helper
+        body = helper.make_graph(
+            [
+                helper.make_node("Identity", ["go"], ["go_on"]),
+                helper.make_node("LeakyRelu", ["a"], ["b"]),
+            ],
+            "body",
+            [
+                helper.make_tensor_value_info("i", onnx.TensorProto.INT64, []),
+                helper.make_tensor_value_info("go", onnx.TensorProto.BOOL, []),
+                helper.make_tensor_value_info("a", onnx.TensorProto.FLOAT, [2]),
+            ],
+            [
+                helper.make_tensor_value_info("go_on", onnx.TensorProto.BOOL, []),
+                helper.make_tensor_value_info("b", onnx.TensorProto.FLOAT, [2]),
+            ],
+        )
+        graph = helper.make_graph(
+            [helper.make_node("Loop", ["n", "", "x"], ["y"], "around", body=body)],
+            "looping",
+            [
+                helper.make_tensor_value_info("n", onnx.TensorProto.INT64, []),
+                helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [2]),
+            ],
+            [helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [2])],
+        )
+        path = tmp_path / "loop.onnx"
+        opsets = [helper.make_opsetid("", 18)]
+        onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=8), path)
+        line = fails("compile", path)
+        assert "operator Loop (node 'around') is not supported" in line
+
+    @pytest.mark.parametrize(
+        ("shape", "words"),
+        [
+            ("image=1x2x7x6", ["1x2x7x6", "'image'", "Nx2x7x5"]),
+            ("image=1x2x7", ["1x2x7", "'image'", "Nx2x7x5"]),
+            ("picture=1x2x7x5", ["'picture'", "image"]),
+        ],
+    )
+    def test_wrong_shape(self, fails, symbolic_conv, tmp_path, shape, words):
+        model = symbolic_conv.with_suffix(".onnx")
+        line = fails("compile", model, "-o", tmp_path / "m.lfa", "--shape", shape)
+        for word in words:
+            assert word in line
+
+    @pytest.mark.parametrize(
+        ("target", "word"),
+        [
+            ("tpu", "'tpu'"),
+            ("cpu:pentium99", "'pentium99'"),
+            ("cpu:", "cpu:"),
+            ("{", "JSON"),
+            ('{"kind": "cuda"}', "'cuda'"),
+            ('{"kind": "llvm", "mcpu": "znver3", "nonsense": 1}', "nonsense"),
+        ],
+    )
+    def test_unknown_target(self, fails, leaky, tmp_path, target, word):
+        output = tmp_path / "m.lfa"
+        line = fails("compile", leaky.with_suffix(".onnx"), "-o", output, "--target", target)
+        assert word in line
+        assert not output.exists()
+
+    def test_output_folder_is_missing(self, fails, leaky, tmp_path):
+        output = tmp_path / "absent" / "m.lfa"
+        assert str(output.parent) in fails("compile", leaky.with_suffix(".onnx"), "-o", output)
+        assert str(output.parent) in fails("export", "digits", "-o", output)
+
+    def test_output_is_a_directory(self, fails, leaky, tmp_path):
+        assert "directory" in fails("compile", leaky.with_suffix(".onnx"), "-o", tmp_path)
+
+    @pytest.mark.parametrize(
+        ("content", "words"),
+        [
+            (np.zeros(IMAGE), ["'image'", "float64", "float32"]),
+            (np.zeros((1, 2, 7, 6), np.float32), ["'image'", "1x2x7x6", "1x2x7x5"]),
+            (np.array(["text"]), ["'image'"]),
+            (np.array([None]), ["x.npy"]),
+            (b"", ["x.npy"]),
+            (b"no array", ["x.npy"]),
+            (b"\x93NUMPY\x01\x00", ["x.npy"]),
+            (b"\x93NUMPY\x01\x00\x08\x00{broken\n" + bytes(9), ["x.npy"]),
+            (b"PK\x03\x04" + bytes(50), ["x.npy"]),
+        ],
+        ids=["float64", "shape", "text", "objects", "empty", "noise", "header", "syntax", "zip"],
+    )
+    @pytest.mark.parametrize("option", ["--input", "--inputs"])
+    def test_array_file(self, fails, conv, tmp_path, option, content, words):
+        path = tmp_path / "x.npy"
+        if isinstance(content, bytes):
+            path.write_bytes(content)
+        elif option == "--input":
+            np.save(path, content)
+        else:
+            with path.open("wb") as stream:
+                np.savez(stream, image=content)
+        line = fails("run", conv, option, f"image={path}" if option == "--input" else path)
+        for word in words:
+            assert word in line
+
+    def test_damaged_npz(self, fails, conv, tmp_path):
+        path = tmp_path / "x.npz"
+        np.savez_compressed(path, image=np.random.default_rng(0).random(IMAGE))
+        data = bytearray(path.read_bytes())
+        data[len(data) // 2] ^= 0xFF
+        path.write_bytes(data)
+        assert str(path) in fails("run", conv, "--inputs", path)
+        assert str(path) in fails("check", conv, "--inputs", path)
+
+    def test_one_kind_of_array_file_given_as_the_other(self, fails, conv, image, tmp_path):
+        np.savez(tmp_path / "x.npz", image=np.load(image))
+        assert "--inputs" in fails("run", conv, "--input", f"image={tmp_path / 'x.npz'}")
+        assert "--input NAME=" in fails("run", conv, "--inputs", image)
+
+    @pytest.mark.parametrize("name", ["absent.npy", "."])
+    def test_absent_array_file(self, fails, conv, tmp_path, name):
+        path = tmp_path / name
+        assert str(path) in fails("run", conv, "--input", f"image={path}")
+        assert str(path) in fails("run", conv, "--inputs", path)
+
+    def test_missing_and_unknown_input(self, fails, conv, image):
+        assert "'image' is missing" in fails("run", conv)
+        assert "unknown input 'picture'" in fails("run", conv, "--input", f"picture={image}")
+
+    def test_output_of_run(self, fails, conv, image, tmp_path):
+        arguments = ["run", conv, "--input", f"image={image}", "-o"]
+        assert "absent" in fails(*arguments, tmp_path / "absent" / "y.npz")
+        assert str(tmp_path) in fails(*arguments, tmp_path)
+
+    def test_too_many_threads(self, fails, leaky):
+        assert "threads=100000" in fails("run", leaky, "--threads", "100000")
+
+    @pytest.mark.parametrize("seconds", ["0", "-1", "nan"])
+    def test_bench_without_time(self, fails, leaky, seconds):
+        assert "seconds=" in fails("bench", leaky, "--seconds", seconds)
+
+    @pytest.mark.parametrize(
+        "arguments",
+        [
+            ["export", "resnet", "-o", "m.onnx"],
+            ["export", "digits", "-o", "absent/m.onnx"],
+            ["export", "digits", "-o", "m.onnx", "--opset", "12"],
+            ["export", "digits", "-o", "m.onnx", "--batch", "0"],
+            ["export", "digits", "-o", "m.onnx", "--set", "size=3"],
+            ["export", "yolov3-tiny", "-o", "m.onnx", "--set", "size=large"],
+        ],
+    )
+    def test_export(self, fails, tmp_path, monkeypatch, arguments):
+        monkeypatch.chdir(tmp_path)
+        fails(*arguments)
+        assert not list(tmp_path.iterdir())
+
+
+class TestErrors:
+    def test_debug_shows_the_traceback(self, invoke, tmp_path):
+        status, out, err = invoke("verify", tmp_path / "absent.lfa", "--debug")
+        assert (status, out) == (2, "")
+        assert err.startswith("Traceback (most recent call last)")
+        assert "ArtifactNotFoundError" in err
+        assert err.splitlines()[-1].startswith("leakyforge: error: artifact ")
+
+    @pytest.mark.parametrize("debug", [False, True])
+    def test_bug_of_ours(self, invoke, leaky, monkeypatch, debug):
+        from leakyforge import runtime
+
+        def verify(_):
+            raise ZeroDivisionError("a\nbug")
+
+        monkeypatch.setattr(runtime, "verify", verify)
+        status, out, err = invoke("verify", leaky, *(["--debug"] if debug else []))
+        assert (status, out) == (3, "")
+        assert err.splitlines()[-1] == (
+            "leakyforge: error: internal error: ZeroDivisionError: a bug; run with --debug"
+        )
+        assert ("Traceback" in err) is debug
+        assert debug or err.count("\n") == 1
+
+    def test_interrupt(self, invoke, leaky, monkeypatch):
+        from leakyforge import runtime
+
+        def verify(_):
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(runtime, "verify", verify)
+        assert invoke("verify", leaky) == (130, "", "leakyforge: error: interrupted\n")
+
+    def test_message_of_several_lines(self, invoke, leaky, monkeypatch):
+        from leakyforge import runtime
+
+        def verify(_):
+            raise LeakyforgeError("first\n  second")
+
+        monkeypatch.setattr(runtime, "verify", verify)
+        assert invoke("verify", leaky) == (2, "", "leakyforge: error: first second\n")
+
+    def test_doctor_is_status_1_where_something_is_wrong(self, invoke, monkeypatch):
+        from leakyforge.runtime import doctor
+
+        pins = {"apache-tvm": "9.9", "leakyforge-nonesuch": "1"}
+        monkeypatch.setattr(doctor, "TVM_PINS", pins)
+        status, out, _ = invoke("doctor")
+        assert status == 1
+        assert "pip install apache-tvm==9.9" in out
+        assert "pip install leakyforge-nonesuch==1" in out
+
+    def test_doctor_names_the_extras(self, invoke, monkeypatch):
+        from leakyforge.runtime import doctor
+
+        monkeypatch.setattr(doctor, "_OPTIONAL", {"nonesuch": ("x", "pip install 'leakyforge[y]'")})
+        assert "pip install 'leakyforge[y]'" in invoke("doctor")[1]
+
+
+class TestProcess:
+    """What only a real process shows."""
+
+    def run(self, *arguments, cwd=None):
+        return subprocess.run(
+            [sys.executable, "-m", "leakyforge", *map(str, arguments)],
+            capture_output=True, text=True, timeout=120, check=False, cwd=cwd,
+        )  # fmt: skip
+
+    def test_entry_point_is_installed(self):
+        found = shutil.which("leakyforge", path=str(sys.prefix) + "/bin")
+        assert found is not None
+        done = subprocess.run([found, "--version"], capture_output=True, text=True, check=True)
+        assert done.stdout.startswith("leakyforge, version ")
+
+    def test_compile_prints_nothing_but_its_result(self, leaky, tmp_path):
+        shutil.copy(leaky.with_suffix(".onnx"), tmp_path / "m.onnx")
+        done = self.run("compile", "m.onnx", cwd=tmp_path)
+        assert (done.returncode, done.stdout, done.stderr) == (0, "wrote m.lfa\n", "")
+        done = self.run("check", "m.lfa", cwd=tmp_path)
+        assert (done.returncode, done.stderr) == (0, "")
+
+    def test_errors(self, tmp_path):
+        (tmp_path / "m.onnx").write_bytes(b"noise")
+        done = self.run("compile", "m.onnx", cwd=tmp_path)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert re.fullmatch(r"leakyforge: error: m\.onnx is not an ONNX file .*\n", done.stderr)
+        done = self.run("verify")
+        assert done.returncode == 2
+        assert done.stderr.count("\n") == 1
