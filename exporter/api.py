@@ -10,7 +10,7 @@ import onnx
 from leakyforge.errors import ExportError
 from leakyforge.exporter.check import checked_model
 from leakyforge.exporter.torch_export import export_module, is_torch_module
-from leakyforge.exporter.write import check_destination, write_atomically
+from leakyforge.files import atomic_file, destination_problem
 from leakyforge.models import build
 from leakyforge.models.options import DEFAULT_OPSET, checked_batch, checked_opset
 
@@ -55,7 +55,10 @@ def export(
             range, or the file cannot be written.
         MissingDependencyError: `model` is a torch module and torch cannot be imported.
     """
-    destination = check_destination(path)
+    destination = Path(path)
+    problem = destination_problem(destination)
+    if problem is not None:
+        raise ExportError(problem)
     if opset is not None:
         opset = checked_opset(opset)
     torch_options = {
@@ -95,7 +98,13 @@ def export(
             f"cannot export a {type(model).__module__}.{type(model).__qualname__}; give the name "
             "of a zoo model, an onnx.ModelProto or a torch.nn.Module"
         )
-    return write_atomically(destination, checked_model(proto, opset=opset).SerializeToString())
+    data = checked_model(proto, opset=opset).SerializeToString()
+    try:
+        with atomic_file(destination) as stream:
+            stream.write(data)
+    except OSError as error:
+        raise ExportError(f"cannot write {destination}: {error.strerror or error}") from error
+    return destination
 
 
 def _refuse(kind: str, options: dict[str, Any]) -> None:

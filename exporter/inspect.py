@@ -50,7 +50,7 @@ def inspect_onnx(path: str | Path) -> OnnxSummary:
     if not path.is_file():
         raise ModelError(f"{path} is not a file; give an .onnx or .lfa file")
     try:
-        proto = onnx.load(path, load_external_data=False)
+        proto = onnx.load(path, format="protobuf", load_external_data=False)
     except DecodeError as error:
         raise ModelError(
             f"{path} is neither an ONNX file nor an artifact, or is truncated"

@@ -14,7 +14,6 @@ from leakyforge.errors import CompileError, LeakyforgeError, ModelError, ShapeEr
 from leakyforge.kernels.importer import import_onnx
 from leakyforge.kernels.link import export_library
 from leakyforge.kernels.onnx_model import (
-    SourceModel,
     fix_shapes,
     fold,
     graph_inputs,
@@ -31,7 +30,13 @@ from leakyforge.kernels.rounding import rounding_steps
 from leakyforge.kernels.target import CpuTarget, parse_target
 from leakyforge.pins import TVM_PINS
 from leakyforge.runtime import cpu
-from leakyforge.runtime.artifact import SUFFIX, Manifest, pack_weights, write_artifact
+from leakyforge.runtime.artifact import (
+    SUFFIX,
+    Manifest,
+    check_destination,
+    pack_weights,
+    write_artifact,
+)
 from leakyforge.runtime.reference import RANGE_PROPERTY, load_reference, one_line, random_feeds
 from leakyforge.runtime.tensors import Array, TensorSpec
 
@@ -84,7 +89,8 @@ def compile(
     cpu_target = parse_target(target)
     on_stage("read")
     model = load_onnx(source)
-    path = Path(output) if output is not None else _default_output(model)
+    path = Path(output) if output is not None else _default_output(source)
+    check_destination(path)
     proto = fix_shapes(model.proto, shapes or {})
     on_stage("fold")
     folded = fold(proto)
@@ -119,10 +125,10 @@ def compile(
     return path
 
 
-def _default_output(model: SourceModel) -> Path:
-    if model.path is None:
+def _default_output(source: str | Path | onnx.ModelProto) -> Path:
+    if isinstance(source, onnx.ModelProto):
         raise ModelError("a model in memory needs output=..., the artifact's path")
-    return model.path.with_suffix(SUFFIX)
+    return Path(source).with_suffix(SUFFIX)
 
 
 def _build(

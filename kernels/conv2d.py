@@ -131,7 +131,7 @@ def heuristic_config(shape: Conv2dShape, target: CpuTarget) -> Conv2dConfig:
                 config = Conv2dConfig(
                     rows, columns, vectors, lanes, budget, _weights_dominate(shape)
                 )
-                score = _cycles(shape, config)
+                score = estimated_cycles(shape, config)
                 key = (score, -config.accumulators, config)
                 if best is None or key[:2] < best[:2]:
                     best = key
@@ -153,7 +153,7 @@ def _weights_dominate(shape: Conv2dShape) -> bool:
     return weights > shape.height * shape.width * shape.in_channels
 
 
-def _cycles(shape: Conv2dShape, config: Conv2dConfig) -> float:
+def estimated_cycles(shape: Conv2dShape, config: Conv2dConfig) -> float:
     """Estimated cycles for one reduction step over the whole output."""
     tiles = (
         math.ceil(shape.out_height / config.rows)

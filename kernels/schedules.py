@@ -63,7 +63,7 @@ def vectorize_and_unroll(schedule: s_tir.Schedule, loops: Sequence[LoopRV], lane
         return
     *outer, last = loops
     extent = loop_extent(schedule, last)
-    if extent is not None and extent % lanes == 0 and not _has_predicate(schedule, last):
+    if extent is not None and extent % lanes == 0 and not _is_guarded(schedule, last):
         vector, lane = schedule.split(last, [None, lanes])
         schedule.vectorize(lane)
         outer.append(vector)
@@ -73,15 +73,14 @@ def vectorize_and_unroll(schedule: s_tir.Schedule, loops: Sequence[LoopRV], lane
         schedule.unroll(loop)
 
 
-def _has_predicate(schedule: s_tir.Schedule, loop: LoopRV) -> bool:
-    """Whether blocks in a loop run under a condition, which a vector cannot."""
-    realize = schedule.get(loop).body
-    while isinstance(realize, tirx.For):
-        realize = realize.body
-    predicate = getattr(realize, "predicate", None)
-    return predicate is not None and not (
-        isinstance(predicate, tirx.IntImm) and bool(predicate.value)
-    )
+def _is_guarded(schedule: s_tir.Schedule, loop: LoopRV) -> bool:
+    """Whether a condition on the block inside reads the loop: a vector cannot skip lanes."""
+    statement = schedule.get(loop)
+    variable = statement.loop_var
+    while isinstance(statement, tirx.For):
+        statement = statement.body
+    guards = tirx.analysis.undefined_vars(statement.predicate)
+    return any(guard.same_as(variable) for guard in guards)
 
 
 def schedule_elementwise(schedule: s_tir.Schedule, block: SBlockRV, lanes: int) -> None:

@@ -45,6 +45,10 @@ class InputError(LeakyforgeError):
     """A tensor fed to a session has the wrong name, shape or dtype."""
 
 
+class ExecutionError(LeakyforgeError):
+    """Compiled code fails on inputs that fit the declared shapes."""
+
+
 class ArtifactError(LeakyforgeError):
     """Base of the errors about an artifact file."""
 

@@ -1,8 +1,5 @@
 """Arrays in files: .npy and .npz, read without pickle and written at once."""
 
-import contextlib
-import os
-import tempfile
 import tokenize
 import zipfile
 import zlib
@@ -13,6 +10,7 @@ from typing import IO
 import numpy as np
 
 from leakyforge.errors import InputError
+from leakyforge.files import atomic_file, destination_problem
 from leakyforge.runtime.reference import one_line
 from leakyforge.runtime.tensors import Array, numpy_dtype
 
@@ -67,18 +65,14 @@ def save_npz(path: Path, arrays: Mapping[str, Array]) -> None:
     Raises:
         InputError: the file cannot be written; one of that name is left as it was.
     """
-    temporary: str | None = None
+    problem = destination_problem(path)
+    if problem is not None:
+        raise InputError(problem)
     try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(handle, "wb") as stream:
+        with atomic_file(path) as stream:
             _write_npz(stream, arrays)
-        os.replace(temporary, path)  # noqa: PTH105 - a path string, not a Path
     except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror}") from error
-    finally:
-        if temporary is not None:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(temporary)  # noqa: PTH108 - as above
+        raise InputError(f"cannot write {path}: {error.strerror or error}") from error
 
 
 def _write_npz(stream: IO[bytes], arrays: Mapping[str, Array]) -> None:

@@ -9,14 +9,11 @@
 Nothing in the file is executed before format, hashes, CPU features and TVM versions were checked.
 """
 
-import contextlib
 import dataclasses
 import hashlib
 import io
 import json
 import math
-import os
-import tempfile
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -34,6 +31,7 @@ from leakyforge.errors import (
     ArtifactNotFoundError,
     ArtifactVersionError,
 )
+from leakyforge.files import atomic_file, destination_problem
 from leakyforge.pins import TVM_PINS
 from leakyforge.runtime import cpu
 from leakyforge.runtime.reference import one_line
@@ -161,28 +159,27 @@ def write_artifact(
     hashes = {name: hashlib.sha256(data).hexdigest() for name, data in members.items()}
     manifest = dataclasses.replace(manifest, files=hashes)
     text = json.dumps(manifest.to_dict(), indent=1).encode()
-    if path.is_dir():
-        raise ArtifactIsDirectoryError(f"{path} is a directory; give the name of a file")
+    check_destination(path)
     try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        with atomic_file(path) as stream, zipfile.ZipFile(stream, "w") as archive:
+            archive.comment = _COMMENT + hashlib.sha256(text).hexdigest().encode()
+            for name, data in {MANIFEST: text, **members}.items():
+                # A fixed date: the same model and compiler give the same bytes.
+                archive.writestr(zipfile.ZipInfo(name), data)
     except OSError as error:
-        raise ArtifactError(f"cannot write to folder {path.parent}: {error.strerror}") from error
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            with zipfile.ZipFile(stream, "w", zipfile.ZIP_STORED) as archive:
-                archive.comment = _COMMENT + hashlib.sha256(text).hexdigest().encode()
-                for name, data in {MANIFEST: text, **members}.items():
-                    # A fixed date: the same model and compiler give the same bytes.
-                    archive.writestr(zipfile.ZipInfo(name), data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())  # noqa: PTH101 - mkstemp's own mode is private
-        os.replace(temporary, path)  # noqa: PTH105 - a path string, not a Path
-    except OSError as error:
-        raise ArtifactError(f"cannot write {path}: {error.strerror}") from error
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)  # noqa: PTH108 - as above
+        raise ArtifactError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def check_destination(path: Path) -> None:
+    """Make sure that an artifact can be written, before the work whose result goes there.
+
+    Raises:
+        ArtifactIsDirectoryError: the path is a directory.
+        ArtifactError: its folder is missing, or it is another thing that is no file.
+    """
+    problem = destination_problem(path)
+    if problem is not None:
+        raise (ArtifactIsDirectoryError if path.is_dir() else ArtifactError)(problem)
 
 
 def is_artifact(path: Path) -> bool:
@@ -333,10 +330,3 @@ def _to_npy(array: Array) -> bytes:
     stored = array.view(np.uint16) if str(array.dtype) == "bfloat16" else array
     np.save(stream, stored, allow_pickle=False)
     return stream.getvalue()
-
-
-def _umask() -> int:
-    """The process's umask, which can only be read by setting it."""
-    mask = os.umask(0o022)
-    os.umask(mask)
-    return mask

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from leakyforge.errors import InputError
+from leakyforge.errors import ExecutionError, InputError
 from leakyforge.runtime import threads as thread_count
 from leakyforge.runtime.artifact import (
     Artifact,
@@ -16,11 +16,13 @@ from leakyforge.runtime.artifact import (
     read_artifact,
     unpack_weights,
 )
+from leakyforge.runtime.reference import one_line
 from leakyforge.runtime.tensors import (
     Array,
     TensorSpec,
     bind_shape,
     empty_aligned,
+    format_shape,
     is_aligned,
     numpy_dtype,
 )
@@ -54,7 +56,7 @@ class Session:
         self._weight_memory = artifact.weight_memory
         weights = unpack_weights(artifact.weight_memory, artifact.manifest.weights)
         self._weights = [_to_tvm(weight) for weight in weights]
-        self._staging: dict[str, Array] = {}
+        self._staging: dict[str, tuple[Array, Any]] = {}
 
     def get_inputs(self) -> list[TensorSpec]:
         """Inputs with `name`, `shape` (a text for a symbolic dimension) and `type`."""
@@ -76,6 +78,7 @@ class Session:
 
         Raises:
             InputError: an unknown or missing name, another dtype or another shape.
+            ExecutionError: the compiled code refuses what fits the declared shapes.
         """
         names = [spec.name for spec in self.manifest.outputs]
         wanted = list(output_names or names)
@@ -88,9 +91,17 @@ class Session:
         with self._lock:
             set_threads(self.threads)
             staged = [self._stage(name, array) for name, array in feeds.items()]
-            result = self._main(*(_to_tvm(array) for array in staged), *self._weights)
+            try:
+                result = self._main(*(tensor for _, tensor in staged), *self._weights)
+            except (RuntimeError, ValueError, TypeError) as error:
+                shapes = ", ".join(
+                    f"{name} {format_shape(array.shape)}" for name, array in feeds.items()
+                )
+                raise ExecutionError(
+                    f"model {self.manifest.model!r} failed on {shapes}: {one_line(error)}"
+                ) from error
             results = [result] if len(names) == 1 else list(result)
-            borrowed = [*staged, self._weight_memory]
+            borrowed = [*(array for array, _ in staged), self._weight_memory]
             outputs = {}
             for spec, tensor in zip(self.manifest.outputs, results, strict=True):
                 array = outputs[spec.name] = _to_numpy(tensor, spec.dtype, borrowed)
@@ -98,15 +109,16 @@ class Session:
                 borrowed.append(array)
         return [outputs[name] for name in wanted]
 
-    def _stage(self, name: str, array: Array) -> Array:
-        """The array where a kernel can read it, else an aligned copy; its memory is kept."""
+    def _stage(self, name: str, array: Array) -> tuple[Array, Any]:
+        """The array and a tensor over it, or over an aligned copy, whose memory is kept."""
         # DLPack as tvm_ffi speaks it cannot say "read-only", and numpy then refuses.
         if is_aligned(array) and array.flags.writeable:
-            return array
+            return array, _to_tvm(array)
         staged = self._staging.get(name)
-        if staged is None or staged.shape != array.shape:
-            staged = self._staging[name] = empty_aligned(array.shape, array.dtype)
-        staged[...] = array
+        if staged is None or staged[0].shape != array.shape:
+            copy = empty_aligned(array.shape, array.dtype)
+            staged = self._staging[name] = (copy, _to_tvm(copy))
+        staged[0][...] = array
         return staged
 
 
@@ -116,10 +128,10 @@ def check_feeds(specs: Sequence[TensorSpec], feeds: Mapping[str, Any]) -> dict[s
     Raises:
         InputError: names the input and both dtypes or both shapes.
     """
-    names = [spec.name for spec in specs]
-    unknown = [name for name in feeds if name not in names]
-    missing = [name for name in names if name not in feeds]
-    if unknown or missing:
+    missing = [spec.name for spec in specs if spec.name not in feeds]
+    if missing or len(feeds) != len(specs):
+        names = [spec.name for spec in specs]
+        unknown = [name for name in feeds if name not in names]
         problem = f"unknown input {unknown[0]!r}" if unknown else f"input {missing[0]!r} is missing"
         raise InputError(f"{problem}; the model takes: {', '.join(names)}")
     arrays = {}
@@ -138,11 +150,13 @@ def check_feeds(specs: Sequence[TensorSpec], feeds: Mapping[str, Any]) -> dict[s
 def _to_tvm(array: Array) -> Any:
     """A TVM tensor over an aligned array's memory."""
     ffi = tvm_ffi()
-    name = str(array.dtype)
-    # DLPack leaves numpy without a bfloat16: go by the bit pattern.
-    tensor = ffi.from_dlpack(array.view(np.uint16) if name == "bfloat16" else array)
+    # Numpy calls bfloat16 a type of kind V, and DLPack leaves numpy without it.
+    is_bfloat16 = array.dtype.kind == "V"
+    if array.size and not is_bfloat16:
+        return ffi.from_dlpack(array)
     # Numpy's strides of an empty array are not those of a compact one, a view's are.
-    return _retyped(tensor, name) if name == "bfloat16" or array.size == 0 else tensor
+    bits = ffi.from_dlpack(array.view(np.uint16) if is_bfloat16 else array)
+    return _retyped(bits, str(array.dtype))
 
 
 def _to_numpy(tensor: Any, dtype: str, borrowed: Sequence[Array]) -> Array:

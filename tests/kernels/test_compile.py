@@ -1,0 +1,347 @@
+"""Whole models through `compile`: shapes, names, targets, and agreement with ONNX Runtime."""
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import numpy_helper
+
+from leakyforge.errors import (
+    ArtifactError,
+    ArtifactIsDirectoryError,
+    ModelError,
+    ShapeError,
+    TargetError,
+    UnsupportedOperatorError,
+)
+from leakyforge.exporter import export
+from leakyforge.kernels import STAGES, compile
+from leakyforge.runtime import Session, check, read_artifact, verify
+from leakyforge.runtime.cpu import host_features
+
+
+def onnxruntime_outputs(model, feeds):
+    source = model.SerializeToString() if isinstance(model, onnx.ModelProto) else str(model)
+    return onnxruntime.InferenceSession(source, providers=["CPUExecutionProvider"]).run(None, feeds)
+
+
+def assert_close(actual, desired, roundings):
+    """Within six times the root of the number of roundings, as in `runtime.tolerance`."""
+    assert actual.shape == desired.shape
+    assert actual.dtype == desired.dtype
+    extent = np.max(np.abs(desired), initial=0.0)
+    atol = 6 * np.sqrt(roundings) * 2.0**-24 * extent
+    np.testing.assert_allclose(actual, desired, rtol=2.0**-23, atol=atol)
+
+
+@pytest.fixture(scope="module")
+def several(parse):
+    """Three inputs and three outputs, among them an input itself; one dtype is an integer."""
+    return parse(
+        "several (float[2,3] b, float[2,3] a, int64[2] indices) =>"
+        " (float[2,3] total, float[2,3] a, int64[2] next, float[2,3] leaky)"
+        " { total = Add (b, a) leaky = LeakyRelu <alpha = 0.3> (total)"
+        " one = Constant <value = int64[1] {1}> () next = Add (indices, one) }"
+    )
+
+
+@pytest.fixture(scope="module")
+def network(parse):
+    """Convolution, BatchNormalization, LeakyRelu, pooling and a product, of any batch."""
+    model = parse(
+        "network (float[batch,3,9,11] image) => (float[batch,7] scores)"
+        " { c = Conv <pads = [1,1,1,1]> (image, kernel)"
+        " n = BatchNormalization (c, scale, shift, mean, var)"
+        " l = LeakyRelu <alpha = 0.1> (n)"
+        " p = GlobalAveragePool (l) f = Flatten (p)"
+        " scores = Gemm <transB = 1> (f, matrix, offset) }"
+    )
+    generator = np.random.default_rng(3)
+    shapes = {
+        "kernel": (5, 3, 3, 3), "scale": (5,), "shift": (5,), "mean": (5,), "matrix": (7, 5),
+        "offset": (7,),
+    }  # fmt: skip
+    weights = {name: generator.standard_normal(shape) for name, shape in shapes.items()}
+    weights["var"] = generator.random(5) + 0.5
+    model.graph.initializer.extend(
+        numpy_helper.from_array(value.astype(np.float32), name) for name, value in weights.items()
+    )
+    return model
+
+
+@pytest.fixture(scope="module")
+def network_file(network, tmp_path_factory):
+    path = tmp_path_factory.mktemp("network") / "network.onnx"
+    onnx.save(network, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def symbolic(network_file):
+    """The network with its batch left symbolic."""
+    return compile(network_file)
+
+
+def images(batch):
+    return np.random.default_rng(batch).standard_normal((batch, 3, 9, 11)).astype(np.float32)
+
+
+class TestSymbolicBatch:
+    def test_the_artifact_lies_beside_the_model_and_keeps_the_symbol(self, symbolic, network_file):
+        assert symbolic == network_file.with_suffix(".lfa")
+        session = Session(symbolic)
+        assert [spec.shape for spec in session.get_inputs()] == [("batch", 3, 9, 11)]
+        (output,) = session.get_outputs()
+        assert output.shape[1] == 7
+        assert isinstance(output.shape[0], str)
+
+    @pytest.mark.parametrize("batch", [1, 2, 3, 7, 16])
+    def test_every_batch(self, symbolic, network, batch):
+        feeds = {"image": images(batch)}
+        (actual,) = Session(symbolic).run(None, feeds)
+        assert_close(actual, onnxruntime_outputs(network, feeds)[0], roundings=27 + 99 + 5)
+
+    def test_one_session_takes_batches_in_turn(self, symbolic, network):
+        session = Session(symbolic)
+        for batch in (4, 1, 5):
+            feeds = {"image": images(batch)}
+            (actual,) = session.run(None, feeds)
+            assert_close(actual, onnxruntime_outputs(network, feeds)[0], roundings=27 + 99 + 5)
+
+    def test_check(self, symbolic):
+        assert check(symbolic, samples=2)
+
+    def test_fixed(self, network_file, network, tmp_path):
+        path = compile(network_file, shapes={"image": (3, 3, 9, 11)}, output=tmp_path / "3.lfa")
+        session = Session(path)
+        assert [spec.shape for spec in session.get_inputs()] == [(3, 3, 9, 11)]
+        assert [spec.shape for spec in session.get_outputs()] == [(3, 7)]
+        feeds = {"image": images(3)}
+        (actual,) = session.run(None, feeds)
+        assert_close(actual, onnxruntime_outputs(network, feeds)[0], roundings=27 + 99 + 5)
+        assert check(path, samples=1)
+
+    def test_wrong_shape(self, network_file, tmp_path):
+        with pytest.raises(ShapeError, match="shape 3x3x9x10 does not fit input 'image'"):
+            compile(network_file, shapes={"image": (3, 3, 9, 10)}, output=tmp_path / "no.lfa")
+        assert not list(tmp_path.iterdir())
+
+
+class TestNames:
+    @pytest.fixture(scope="class")
+    def artifact(self, build, several):
+        return build(several)
+
+    @pytest.fixture(scope="class")
+    def feeds(self):
+        generator = np.random.default_rng(5)
+        return {
+            "a": generator.standard_normal((2, 3)).astype(np.float32),
+            "b": generator.standard_normal((2, 3)).astype(np.float32),
+            "indices": np.array([4, -2]),
+        }
+
+    def test_several_inputs_and_outputs(self, artifact, several, feeds):
+        session = Session(artifact)
+        assert [spec.name for spec in session.get_inputs()] == ["b", "a", "indices"]
+        assert [spec.name for spec in session.get_outputs()] == ["total", "a", "next", "leaky"]
+        assert [spec.type for spec in session.get_outputs()][2] == "tensor(int64)"
+        desired = onnxruntime_outputs(several, feeds)
+        for actual, expected in zip(session.run(None, feeds), desired, strict=True):
+            np.testing.assert_array_equal(actual, expected, strict=True)
+
+    def test_output_that_is_an_input_is_a_copy(self, artifact, feeds):
+        (same,) = Session(artifact).run(["a"], feeds)
+        np.testing.assert_array_equal(same, feeds["a"])
+        assert not np.shares_memory(same, feeds["a"])
+
+    def test_check(self, artifact):
+        assert check(artifact, samples=2)
+
+    def test_model_that_only_passes_its_input_on(self, build, parse):
+        session = Session(build(parse("g (float[2,3] x) => (float[2,3] y) { y = Identity (x) }")))
+        values = np.arange(6, dtype=np.float32).reshape(2, 3)
+        (same,) = session.run(None, {"x": values})
+        np.testing.assert_array_equal(same, values)
+
+    def test_output_that_is_a_constant(self, build, parse):
+        model = parse(
+            "g (float[2] x) => (float[2] y, float[3] c)"
+            " { y = Neg (x) c = Constant <value = float[3] {1, 2, 3}> () }"
+        )
+        _, constant = Session(build(model)).run(None, {"x": np.float32([1, 2])})
+        np.testing.assert_array_equal(constant, np.float32([1, 2, 3]))
+
+    def test_initializers_that_are_also_inputs(self, build, parse):
+        """IR version 3 wanted every weight among the inputs: they are constants all the same."""
+        model = parse(
+            "old (float[2,3] w, float[1,2] x, float[3] b) => (float[1,3] y)"
+            " { p = MatMul (x, w) s = Add (p, b) y = LeakyRelu <alpha = 0.2> (s) }"
+        )
+        model.ir_version = 3
+        model.opset_import[0].version = 8
+        generator = np.random.default_rng(0)
+        for name, shape in (("w", (2, 3)), ("b", (3,))):
+            value = generator.standard_normal(shape).astype(np.float32)
+            model.graph.initializer.append(numpy_helper.from_array(value, name))
+        session = Session(build(model))
+        assert [spec.name for spec in session.get_inputs()] == ["x"]
+        feeds = {"x": np.float32([[1, -2]])}
+        (actual,) = session.run(None, feeds)
+        assert_close(actual, onnxruntime_outputs(model, feeds)[0], roundings=3)
+
+
+class TestOutput:
+    def test_model_in_memory_needs_one(self, several, tmp_path):
+        with pytest.raises(ModelError, match="a model in memory needs output="):
+            compile(several)
+        path = compile(several, output=str(tmp_path / "m.lfa"))
+        assert path == tmp_path / "m.lfa"
+        manifest = read_artifact(path).manifest
+        assert (manifest.model, manifest.onnx_path) == ("several", None)
+        with pytest.raises(ModelError, match="compiled from a model in memory"):
+            check(path)
+
+    def test_two_compilations_give_the_same_bytes(self, network_file, symbolic, tmp_path):
+        again = compile(network_file, output=tmp_path / "again.lfa")
+        assert again.read_bytes() == symbolic.read_bytes()
+
+    def test_seed_draws_other_reference_inputs(self, network_file, symbolic, tmp_path):
+        other = compile(network_file, output=tmp_path / "other.lfa", seed=1)
+        first, second = (read_artifact(path).reference_inputs for path in (symbolic, other))
+        assert not np.array_equal(first["image"], second["image"])
+        assert verify(other)
+
+    def test_stages_are_told_in_order(self, several, tmp_path):
+        told = []
+        compile(several, output=tmp_path / "m.lfa", on_stage=told.append)
+        assert tuple(told) == STAGES
+
+    def test_folder_that_does_not_exist(self, several, tmp_path):
+        with pytest.raises(ArtifactError, match="cannot write"):
+            compile(several, output=tmp_path / "no" / "m.lfa")
+
+    def test_directory(self, several, tmp_path):
+        with pytest.raises(ArtifactIsDirectoryError):
+            compile(several, output=tmp_path)
+
+    @pytest.mark.parametrize(
+        ("text", "error"),
+        [
+            ("g (float[1,2,2] x) => (float[1] y) { y = Det (x) }", UnsupportedOperatorError),
+            ("g (float[2] x) => (float[3] y) { y = Relu (x) }", ModelError),
+        ],
+    )
+    def test_refused_model_leaves_what_was_there(self, parse, tmp_path, text, error):
+        path = tmp_path / "m.lfa"
+        path.write_text("precious")
+        with pytest.raises(error):
+            compile(parse(text), output=path)
+        assert [entry.name for entry in tmp_path.iterdir()] == ["m.lfa"]
+        assert path.read_text() == "precious"
+
+    def test_unknown_target_is_refused_before_the_model_is_read(self, tmp_path):
+        with pytest.raises(TargetError):
+            compile(tmp_path / "no.onnx", "cpu:none")
+
+    @pytest.mark.parametrize("text", ["0", "0,1,2", "low,high", ""])
+    def test_range_that_is_none(self, several, tmp_path, text):
+        model = onnx.ModelProto()
+        model.CopyFrom(several)
+        onnx.helper.set_model_props(model, {"leakyforge.input_range.a": text})
+        with pytest.raises(ModelError, match=r"input_range\.a=.*is not LOW,HIGH"):
+            compile(model, output=tmp_path / "m.lfa")
+
+    def test_range_of_an_input_reaches_the_artifact(self, several, tmp_path):
+        model = onnx.ModelProto()
+        model.CopyFrom(several)
+        onnx.helper.set_model_props(model, {"leakyforge.input_range.a": "5,6.5"})
+        artifact = read_artifact(compile(model, output=tmp_path / "m.lfa"))
+        ranges = {spec.name: (spec.low, spec.high) for spec in artifact.manifest.inputs}
+        assert ranges == {"a": (5.0, 6.5), "b": (None, None), "indices": (None, None)}
+        assert (artifact.reference_inputs["a"] >= 5).all()
+        assert (artifact.reference_inputs["a"] < 6.5).all()
+
+
+class TestTargets:
+    @pytest.mark.skipif(
+        not {"avx2", "fma", "bmi2"} <= host_features(), reason="this CPU is older than x86-64-v3"
+    )
+    def test_x86_64_v3_runs_here(self, network_file, network, tmp_path):
+        path = compile(network_file, "cpu:x86-64-v3", output=tmp_path / "v3.lfa")
+        manifest = read_artifact(path).manifest
+        assert manifest.cpu == "x86-64-v3"
+        assert "avx2" in manifest.cpu_features
+        assert not any(name.startswith("avx512") for name in manifest.cpu_features)
+        assert verify(path)
+        assert check(path, samples=1)
+
+    def test_the_oldest_x86_64_runs_everywhere(self, several, tmp_path):
+        path = compile(several, "cpu:x86-64", output=tmp_path / "v1.lfa")
+        assert set(read_artifact(path).manifest.cpu_features) <= {"cmov", "sse", "sse2"}
+        assert verify(path)
+
+    def test_host_features_are_written_down(self, symbolic):
+        assert set(read_artifact(symbolic).manifest.cpu_features) == host_features()
+
+
+class TestDigits:
+    def test_same_answers_as_onnxruntime_on_the_test_images(self, tmp_path):
+        pytest.importorskip("sklearn", reason="the digits data need scikit-learn")
+        from leakyforge.models.digits_data import digits_split
+
+        split = digits_split()
+        path = export("digits", tmp_path / "digits.onnx", batch="N")
+        feeds = {"image": split.test_images}
+        (actual,) = Session(compile(path)).run(None, feeds)
+        (desired,) = onnxruntime_outputs(path, feeds)
+        assert_close(actual, desired, roundings=9 + 144 + 288 + 128)
+        np.testing.assert_array_equal(actual.argmax(1), desired.argmax(1))
+        assert (actual.argmax(1) == split.test_labels).mean() >= 0.97
+
+
+@pytest.mark.parametrize("dynamo", [True, False], ids=["dynamo", "torchscript"])
+@pytest.mark.parametrize("batch", [None, "N"], ids=["fixed", "symbolic"])
+def test_torch_module(dynamo, batch, tmp_path):
+    torch = pytest.importorskip(
+        "torch", reason="exporting torch modules needs torch: pip install 'leakyforge[torch]'"
+    )
+    torch.manual_seed(0)
+    module = torch.nn.Sequential(
+        torch.nn.ZeroPad2d((0, 1, 0, 1)),
+        torch.nn.Conv2d(3, 8, 3),
+        torch.nn.BatchNorm2d(8),
+        torch.nn.LeakyReLU(0.1),
+        torch.nn.MaxPool2d(2),
+        torch.nn.Conv2d(8, 6, 3, stride=2, bias=False),
+        torch.nn.LeakyReLU(1.5),
+        torch.nn.Flatten(),
+        torch.nn.Linear(6, 5),
+        torch.nn.LeakyReLU(-0.3),
+    ).eval()
+    example = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    path = export(module, tmp_path / "m.onnx", example_inputs=example, dynamo=dynamo, batch=batch)
+    artifact = compile(path)
+    report = check(artifact, samples=2)
+    assert report
+    assert sorted(row.alpha for row in report.leaky_relus) == pytest.approx([-0.3, 0.1, 1.5])
+    assert not report.never_negative
+
+    session = Session(artifact)
+    (spec,) = session.get_inputs()
+    (actual,) = session.run(None, {spec.name: example.numpy()})
+    with torch.no_grad():
+        desired = module(example).numpy()
+    assert_close(actual, desired, roundings=27 + 72 + 6)
+
+
+def test_yolov3_tiny_at_320(tmp_path):
+    artifact = compile(export("yolov3-tiny", tmp_path / "yolo.onnx", size=320))
+    report = check(artifact, samples=1)
+    assert report
+    assert len(report.leaky_relus) == 11
+    assert not report.never_negative
+    assert {spec.shape for spec in Session(artifact).get_outputs()} == {
+        (1, 255, 10, 10),
+        (1, 255, 20, 20),
+    }

@@ -1,0 +1,128 @@
+"""Targets: each form that is accepted, each that is refused, and what this machine can run."""
+
+import json
+
+import pytest
+
+from leakyforge.errors import TargetError
+from leakyforge.kernels import parse_target
+from leakyforge.kernels import target as target_module
+from leakyforge.runtime import cpu, threads
+
+
+def features_written_out(target):
+    """The `mattr` of TVM's own target."""
+    return [str(text) for text in target.tvm.attrs.get("mattr", [])]
+
+
+def test_host_is_named_and_has_the_features_that_linux_reports():
+    target = parse_target("cpu")
+    assert target.features == cpu.host_features()
+    assert target.name == str(target.tvm.attrs["mcpu"])
+    assert target.name not in ("", "generic", "native")
+    assert target.num_cores == threads.usable_cores()
+
+
+def test_name_gives_the_features_that_llvm_takes_it_for():
+    v3 = parse_target("cpu:x86-64-v3")
+    assert v3.name == "x86-64-v3"
+    assert {"avx2", "fma", "bmi2", "f16c", "movbe"} <= v3.features
+    assert not any(feature.startswith("avx512") for feature in v3.features)
+    v4 = parse_target("cpu:x86-64-v4")
+    assert v4.features - v3.features >= {"avx512f", "avx512bw", "avx512vl"}
+    assert v3.features < v4.features
+    assert {"sse4a", "clzero", "sha"} & parse_target("cpu:znver3").features == {"sse4a", "sha"}
+
+
+@pytest.mark.parametrize(
+    ("name", "bits"), [("x86-64", 128), ("x86-64-v2", 128), ("x86-64-v3", 256), ("x86-64-v4", 512)]
+)
+def test_vector_width(name, bits):
+    assert parse_target(f"cpu:{name}").vector_bits == bits
+
+
+def test_json_target():
+    target = parse_target(
+        ' {"kind": "llvm", "mcpu": "x86-64-v2", "mattr": ["+avx2", "-popcnt"], "num-cores": 3}'
+    )
+    assert target.name == "x86-64-v2"
+    assert "avx2" in target.features
+    assert "popcnt" not in target.features
+    assert target.num_cores == 3
+    assert features_written_out(target) == ["+avx2", "-popcnt"]
+
+
+def test_json_target_without_a_processor_is_the_least_x86():
+    target = parse_target('{"kind": "llvm"}')
+    assert target.name == "x86-64"
+    assert target.features == parse_target("cpu:x86-64").features
+    assert target.num_cores == threads.usable_cores()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "unknown target ''"),
+        ("gpu", "unknown target 'gpu'"),
+        ("CPU", "unknown target 'CPU'"),
+        ("llvm -mcpu=znver3", "unknown target"),
+        ("cpu:", "LLVM knows no processor ''"),
+        ("cpu:znver", "LLVM knows no processor 'znver'"),
+        ("cpu:native", "LLVM knows no processor 'native'"),
+        ("{", "is not valid JSON"),
+        ('{"kind": "llvm"} {}', "is not valid JSON"),
+        ('{"mcpu": "znver3"}', "is of kind None"),
+        ('{"kind": "cuda", "arch": "sm_80"}', "is of kind 'cuda', which is not supported yet"),
+        ('{"kind": "llvm", "mcpu": "cortex-a72"}', "LLVM knows no processor 'cortex-a72'"),
+        ('{"kind": "llvm", "mtriple": "aarch64-linux-gnu"}', "compiling for aarch64 is not"),
+        ('{"kind": "llvm", "no-such-key": 1}', "TVM does not take target"),
+        ('{"kind": "llvm", "num-cores": "two"}', "TVM does not take target"),
+        ('{"kind": "llvm", "num-cores": 0}', "has num-cores 0; give 1 or more"),
+        ('{"kind": "llvm", "mcpu": ["znver3"]}', "LLVM knows no processor ['znver3']"),
+    ],
+)
+def test_refused_in_one_line_that_repeats_the_target(text, message):
+    with pytest.raises(TargetError) as caught:
+        parse_target(text)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["gpu", "cpu:znver", "{", '{"kind": "cuda"}'])
+def test_refusal_says_what_is_accepted(text):
+    with pytest.raises(TargetError, match=r"use cpu, cpu:NAME .*cpu:x86-64-v3.* or a JSON target"):
+        parse_target(text)
+
+
+def test_another_instruction_set_is_refused(monkeypatch):
+    monkeypatch.setattr(cpu, "machine", lambda: "aarch64")
+    for text in ("cpu", "cpu:x86-64-v3"):
+        with pytest.raises(TargetError, match="compiling for aarch64 is not supported"):
+            parse_target(text)
+
+
+def test_features_that_a_virtual_machine_hides_or_adds_are_written_out(monkeypatch):
+    """LLVM goes by the processor's name, and would use what the name promises."""
+    usual = target_module.tvm_ffi.get_global_func
+    answers = {
+        "tvm.codegen.llvm.GetHostCPUName": lambda: "x86-64-v3",
+        "tvm.codegen.llvm.GetHostCPUFeatures": lambda: {
+            **dict.fromkeys(parse_target("cpu:x86-64-v3").features, True),
+            "fma": False,
+            "sha": True,
+        },
+    }
+    monkeypatch.setattr(
+        target_module.tvm_ffi, "get_global_func", lambda name: answers.get(name) or usual(name)
+    )
+    target = target_module.host_target()
+    assert features_written_out(target) == ["+sha", "-fma"]
+    assert "fma" not in target.features
+    assert "sha" in target.features
+
+
+def test_target_survives_the_manifest_as_json():
+    target = parse_target("cpu:x86-64-v3")
+    again = parse_target(str(target.tvm))
+    assert json.loads(str(again.tvm)) == json.loads(str(target.tvm))
+    assert again.features == target.features
