@@ -138,7 +138,7 @@ def _build(
     on_decision: Callable[[Decision], None],
 ) -> tuple[bytes, list[Array], tvm.IRModule]:
     """Library, weights, and the module before lowering, for its types."""
-    with _tvm_errors():
+    with _tvm_errors(module):
         on_stage("fuse")
         fused = legalize_and_fuse(choose_layout(module), target)
         on_stage("schedule")
@@ -158,17 +158,19 @@ def _build(
 
 
 @contextlib.contextmanager
-def _tvm_errors() -> Iterator[None]:
+def _tvm_errors(module: tvm.IRModule) -> Iterator[None]:
     """Turn whatever TVM raises into one named error."""
     try:
         yield
     except LeakyforgeError:
         raise
     except Exception as error:
-        raise CompileError(
-            f"TVM cannot compile the model: {one_line(error)}; symbolic heights and widths are not "
-            "supported: if the model has any, fix them with --shape NAME=1x3x416x416"
-        ) from error
+        message = f"TVM cannot compile the model: {one_line(error)}"
+        symbols = relax.analysis.defined_symbolic_vars(module["main"])
+        if symbols:
+            names = ", ".join(sorted(str(symbol) for symbol in symbols))
+            message += f"; give the symbolic dimensions a size with --shape: {names}"
+        raise CompileError(message) from error
 
 
 def _input_specs(proto: onnx.ModelProto, module: tvm.IRModule) -> tuple[TensorSpec, ...]:

@@ -17,22 +17,14 @@ FLOPs: 2 * pixels * channels * i * j * k. Bytes: input once for each channel til
 each pixel tile, output once.
 """
 
-import functools
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
 import numpy.typing as npt
-from tvm import relax, s_tir, te, tirx
+from tvm import s_tir, te, tirx
 
-from leakyforge.kernels.legalize import (
-    OUT_ELEMENTWISE_FUSABLE,
-    Legalize,
-    constant_value,
-    default_legalize,
-    static_sizes,
-    typed_constant,
-)
 from leakyforge.kernels.schedules import (
     PARALLEL_WORK,
     NoMatch,
@@ -40,6 +32,7 @@ from leakyforge.kernels.schedules import (
     inline_consumers,
     inline_producers,
     loop_extent,
+    read_config,
     schedule_elementwise,
     vectorize_and_unroll,
 )
@@ -48,6 +41,8 @@ from leakyforge.kernels.target import CpuTarget
 BLOCK = "leakyforge_conv2d"
 # Attribute of the block under which its configuration travels from legalization to the schedule.
 CONFIG = "leakyforge.conv2d"
+# And the reason why no faster algorithm was taken, for `compile --explain`.
+DECLINED = "leakyforge.declined"
 
 
 @dataclass(frozen=True)
@@ -116,7 +111,9 @@ class Conv2dShape:
         return (self.width + self.padding[1] + self.padding[3] - span) // self.strides[1] + 1
 
 
-def heuristic_config(shape: Conv2dShape, target: CpuTarget) -> Conv2dConfig:
+def heuristic_config(
+    shape: Conv2dShape, target: CpuTarget, vector_choices: Sequence[int] = (1, 2, 3, 4, 6)
+) -> Conv2dConfig:
     """The tile with the fewest estimated cycles: multiply-adds and loads of whole tiles.
 
     A core of the target starts two vector loads and two 256-bit (one 512-bit) multiply-adds in a
@@ -125,7 +122,7 @@ def heuristic_config(shape: Conv2dShape, target: CpuTarget) -> Conv2dConfig:
     best: tuple[float, int, Conv2dConfig] | None = None
     # One register for weights per vector, one for the broadcast input.
     for lanes in target.lane_choices(shape.itemsize):
-        for vectors in (1, 2, 3, 4, 6):
+        for vectors in vector_choices:
             budget = target.vector_registers - vectors - 1
             for rows, columns in _pixel_tiles(shape, budget // vectors):
                 config = Conv2dConfig(
@@ -178,12 +175,16 @@ def pack_weights(weight: npt.NDArray[np.generic], config: Conv2dConfig) -> npt.N
 
 
 def conv2d(
-    data: te.Tensor, packed: te.Tensor, shape: Conv2dShape, config: Conv2dConfig
+    data: te.Tensor,
+    packed: te.Tensor,
+    shape: Conv2dShape,
+    config: Conv2dConfig,
+    declined: str = "it is a product of matrices",
 ) -> te.Tensor:
     """Convolution over [n, y, x, k] with packed weights; returns [n, y, x, c].
 
     The tile sizes need not divide the output: the sum is taken over whole tiles, of which `crop`
-    keeps what is inside.
+    keeps what is inside. `declined` says why it is not a Winograd convolution.
     """
     batch = data.shape[0]
     (stride_y, stride_x), (step_y, step_x) = shape.strides, shape.dilation
@@ -216,7 +217,7 @@ def conv2d(
             axis=[i, j, k],
         ),
         name=BLOCK,
-        attrs={CONFIG: asdict(config)},
+        attrs={CONFIG: asdict(config), DECLINED: declined},
     )
     return te.compute(
         (batch, shape.out_height, shape.out_width, shape.out_channels),
@@ -272,96 +273,11 @@ def schedule_conv2d(schedule: s_tir.Schedule, config: Conv2dConfig) -> None:
 
 
 def match_conv2d(schedule: s_tir.Schedule, _target: CpuTarget) -> NoMatch | None:
-    """Schedule a function that `legalize_conv2d` or `legalize_matmul` made; the tile is in it."""
+    """Schedule a function that holds a `conv2d` or a `matmul`, by the tile that it carries."""
     if BLOCK not in block_names(schedule):
         return NoMatch("no convolution or product with constant weights")
-    annotation = schedule.get(schedule.get_sblock(BLOCK)).annotations[CONFIG]
-    fields = {key: int(annotation[key]) for key in Conv2dConfig.__dataclass_fields__}
-    fields["weights_outer"] = bool(fields["weights_outer"])
-    schedule_conv2d(schedule, Conv2dConfig(**fields))
+    schedule_conv2d(schedule, read_config(schedule, BLOCK, CONFIG, Conv2dConfig))
     return None
-
-
-def legalize_conv2d(target: CpuTarget) -> Legalize:
-    """Lower `relax.nn.conv2d` with constant weights, channels last, to the definition above."""
-
-    def legalize(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
-        data, weight = call.args
-        attributes = call.attrs
-        sizes = static_sizes(data.ty)
-        constant = constant_value(weight)
-        layouts = (attributes.data_layout, attributes.kernel_layout, attributes.out_layout)
-        if (
-            constant is None
-            or sizes is None
-            or layouts != ("NHWC", "OHWI", "NHWC")
-            or int(attributes.groups) != 1
-            or constant.dtype not in (np.float32, np.float64)
-        ):
-            return default_legalize(builder, call)
-        shape = Conv2dShape(
-            *sizes,
-            out_channels=constant.shape[0],
-            kernel=(constant.shape[1], constant.shape[2]),
-            strides=tuple(int(step) for step in attributes.strides),
-            dilation=tuple(int(step) for step in attributes.dilation),
-            padding=tuple(int(size) for size in attributes.padding),
-            itemsize=constant.dtype.itemsize,
-        )
-        config = heuristic_config(shape, target)
-        packed = typed_constant(pack_weights(constant, config))
-        definition = functools.partial(conv2d, shape=shape, config=config)
-        return builder.call_te(
-            definition,
-            data,
-            packed,
-            primfunc_name_hint="conv2d",
-            primfunc_attrs=OUT_ELEMENTWISE_FUSABLE,
-        )
-
-    return legalize
-
-
-def legalize_matmul(target: CpuTarget) -> Legalize:
-    """Lower `relax.matmul` of a matrix with a constant one: rows as pixels, a 1x1 kernel."""
-
-    def legalize(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
-        left, right = call.args
-        constant = constant_value(right)
-        if (
-            constant is None
-            or constant.ndim != 2
-            or left.ty.ndim != 2
-            or constant.dtype not in (np.float32, np.float64)
-            or str(left.ty.dtype) != str(constant.dtype)
-        ):
-            return default_legalize(builder, call)
-        rows = left.ty.shape[0]
-        symbolic = not isinstance(rows, tirx.IntImm)
-        shape = Conv2dShape(
-            height=1,
-            width=1 if symbolic else int(rows),
-            in_channels=constant.shape[0],
-            out_channels=constant.shape[1],
-            kernel=(1, 1),
-            strides=(1, 1),
-            dilation=(1, 1),
-            padding=(0, 0, 0, 0),
-            itemsize=constant.dtype.itemsize,
-        )
-        config = heuristic_config(shape, target)
-        weight = constant.T[:, np.newaxis, np.newaxis, :]
-        packed = typed_constant(pack_weights(weight, config))
-        definition = functools.partial(matmul, shape=shape, config=config)
-        return builder.call_te(
-            definition,
-            left,
-            packed,
-            primfunc_name_hint="matmul",
-            primfunc_attrs=OUT_ELEMENTWISE_FUSABLE,
-        )
-
-    return legalize
 
 
 def matmul(

@@ -6,16 +6,19 @@ from dataclasses import dataclass
 import tvm
 from tvm import relax, s_tir, tirx
 
-from leakyforge.kernels.conv2d import legalize_conv2d, legalize_matmul, match_conv2d
+from leakyforge.kernels.conv2d import match_conv2d
 from leakyforge.kernels.leaky_relu import legalize_leaky_relu
+from leakyforge.kernels.legalize import legalize_conv2d, legalize_matmul
 from leakyforge.kernels.schedules import NoMatch, match_elementwise, match_pool
 from leakyforge.kernels.target import CpuTarget
 from leakyforge.kernels.weights import HoistedModule, hoist_weights
+from leakyforge.kernels.winograd import match_winograd
 
 Rule = Callable[[s_tir.Schedule, CpuTarget], NoMatch | None]
 
 # Tried in this order; a rule that fits schedules the function and returns None.
 RULES: dict[str, Rule] = {
+    "winograd": match_winograd,
     "conv2d": match_conv2d,
     "elementwise": match_elementwise,
     "pool": match_pool,

@@ -2,13 +2,16 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any, TypeVar
 
 import tvm_ffi
 from tvm import s_tir, tirx
 from tvm.s_tir.schedule import LoopRV, SBlockRV
 
 from leakyforge.kernels.target import CpuTarget
+
+Config = TypeVar("Config")
 
 # Multiply-adds, or elements, below which waking the other threads costs more than it saves.
 PARALLEL_WORK = 1 << 16
@@ -25,6 +28,16 @@ def block_names(schedule: s_tir.Schedule) -> list[str]:
     """Names of the blocks of the scheduled function."""
     root = schedule.get_sblock("root")
     return [str(schedule.get(block).name_hint) for block in schedule.get_child_blocks(root)]
+
+
+def read_config(schedule: s_tir.Schedule, block: str, key: str, kind: type[Config]) -> Config:
+    """The configuration, a dataclass of integers and booleans, that a block carries as `key`."""
+    annotation = schedule.get(schedule.get_sblock(block)).annotations[key]
+    values: dict[str, Any] = {
+        field.name: (bool if field.type is bool else int)(annotation[field.name])
+        for field in fields(kind)  # type: ignore[arg-type]
+    }
+    return kind(**values)
 
 
 def loop_extent(schedule: s_tir.Schedule, loop: LoopRV) -> int | None:

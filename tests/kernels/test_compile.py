@@ -218,7 +218,7 @@ class TestOutput:
         assert tuple(told) == STAGES
 
     def test_folder_that_does_not_exist(self, several, tmp_path):
-        with pytest.raises(ArtifactError, match="cannot write"):
+        with pytest.raises(ArtifactError, match="is not a folder"):
             compile(several, output=tmp_path / "no" / "m.lfa")
 
     def test_directory(self, several, tmp_path):

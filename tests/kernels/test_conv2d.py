@@ -64,6 +64,12 @@ CASES = {
     "weights_outer": Case(6, 6, 256, 256),
     "batch": Case(6, 10, 8, 16, batch=3),
     "symbolic_batch": Case(6, 10, 8, 16, batch="N"),
+    "winograd": Case(13, 18, 64, 64),
+    "winograd_by_rows": Case(30, 22, 32, 32),
+    "winograd_wide": Case(14, 14, 256, 256),
+    "winograd_eight_lanes": Case(17, 17, 40, 24, pads=(0, 1, 1, 0)),
+    "winograd_batch": Case(12, 20, 32, 64, batch=3),
+    "winograd_symbolic_batch": Case(12, 20, 32, 64, batch="N"),
     "grouped": Case(8, 8, 16, 16, group=2),
     "depthwise": Case(8, 8, 16, 16, group=16),
 }
@@ -117,11 +123,14 @@ def test_conv2d(tmp_path, name):
         assert_parity(path, proto, {"x": values})
 
 
+@pytest.mark.parametrize("name", ["prime", "winograd", "winograd_by_rows"])
 @pytest.mark.parametrize("target", ["cpu:x86-64", "cpu:x86-64-v3", "cpu"])
-def test_conv2d_for_every_vector_width(tmp_path, target):
-    proto = conv_model(CASES["prime"])
+def test_conv2d_for_every_vector_width(tmp_path, target, name):
+    case = CASES[name]
+    proto = conv_model(case)
     path = compile(proto, target, output=tmp_path / "conv.lfa")
-    values = np.random.default_rng(0).standard_normal((1, 7, 13, 17)).astype(np.float32)
+    shape = (1, case.in_channels, case.height, case.width)
+    values = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
     assert_parity(path, proto, {"x": values})
 
 
@@ -190,12 +199,13 @@ def fused(proto):
     return schedule(module, HOST)
 
 
-def test_convolution_bias_and_leaky_relu_become_one_function():
-    _, decisions = fused(conv_model(CASES["lanes"]))
-    assert [decision.rule for decision in decisions if "conv2d" in decision.function] == ["conv2d"]
-    (name,) = [decision.function for decision in decisions if "conv2d" in decision.function]
-    assert "add" in name
-    assert "leaky_relu" in name
+@pytest.mark.parametrize(("name", "rule"), [("winograd", "winograd"), ("stride", "conv2d")])
+def test_convolution_bias_and_leaky_relu_become_one_function(name, rule):
+    _, decisions = fused(conv_model(CASES[name]))
+    assert [decision.rule for decision in decisions if "conv2d" in decision.function] == [rule]
+    (function,) = [decision.function for decision in decisions if "conv2d" in decision.function]
+    assert "add" in function
+    assert "leaky_relu" in function
 
 
 def test_a_rule_that_does_not_match_says_why():

@@ -1,0 +1,388 @@
+"""Winograd convolution F(m x m, 3 x 3): fewer multiplications for 3x3 kernels of stride 1.
+
+    Y = A' [ sum over k of (G g G') * (B' d B) ] A        for each tile d of (m + 2) x (m + 2)
+
+(Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks", CVPR 2016, section 4.1.) A
+tile of m x m outputs takes (m + 2)^2 multiplications for each pair of channels instead of 9 m^2:
+for m = 4, a quarter. G g G' is computed at compile time, in float64.
+
+The matrices come from the Cook-Toom construction over rational points. Points decide the error:
+0, 1, -1, 1/2, -2 lose a third of what the usual 0, 1, -1, 2, -2 lose (Barabasz et al., "Error
+Analysis and Improving the Accuracy of Winograd Convolution for Deep Neural Networks", ACM TOMS
+46(4), 2020), about as much as a sum of 64 times the length; the tolerance stays that of the sum.
+
+    stage    input          for tiles, channel vectors:  V = B' d B             (registers)
+             product        for (m + 2)^2 places:  M = V U, register-tiled as in `conv2d`
+             output         for tiles, channel vectors:  Y = A' M A, bias, LeakyRelu, ...
+
+Where the transformed weights fit a core's cache, a thread takes a row of tiles through all three
+stages, and V and M never leave that cache; elsewhere the stages run one after the other, and the
+product reads the weights once.
+"""
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from fractions import Fraction
+
+import numpy as np
+import numpy.typing as npt
+from tvm import ir, s_tir, te, tirx
+
+from leakyforge.kernels.conv2d import BLOCK as DIRECT
+from leakyforge.kernels.conv2d import DECLINED, Conv2dShape, estimated_cycles, heuristic_config
+from leakyforge.kernels.schedules import (
+    NoMatch,
+    block_names,
+    inline_consumers,
+    inline_producers,
+    read_config,
+    schedule_elementwise,
+    vectorize_and_unroll,
+)
+from leakyforge.kernels.target import CpuTarget
+
+BLOCK = "leakyforge_winograd"
+CONFIG = "leakyforge.winograd"
+KERNEL = 3
+_POINTS = (Fraction(0), Fraction(1), Fraction(-1), Fraction(1, 2), Fraction(-2))
+# Bytes of transformed weights that leave room for V and M in a second-level cache of 512 KiB.
+_CACHED_WEIGHTS = 320 << 10
+# Cycles to transform one tile of one vector of channels, measured for m = 4 on Zen 4.
+_TRANSFORM_CYCLES = 300.0
+
+Matrix = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class WinogradConfig:
+    """Sizes of a Winograd convolution.
+
+    Attributes:
+        outputs: m, rows and columns of outputs in a tile.
+        rows: rows of tiles in a register tile of the product.
+        columns: columns of tiles in a register tile of the product.
+        vectors: vectors of output channels in a register tile of the product.
+        lanes: output channels in a vector.
+        input_lanes: input channels in a vector.
+        by_rows: all stages for one row of register tiles at a time.
+    """
+
+    outputs: int
+    rows: int
+    columns: int
+    vectors: int
+    lanes: int
+    input_lanes: int
+    by_rows: bool
+
+    @property
+    def size(self) -> int:
+        """Rows and columns of an input tile."""
+        return self.outputs + KERNEL - 1
+
+    @property
+    def channels(self) -> int:
+        """Output channels in a register tile."""
+        return self.vectors * self.lanes
+
+
+@dataclass(frozen=True)
+class Transform:
+    """The three matrices of F(m, 3), for one dimension."""
+
+    output: Matrix  # A', m x (m + 2)
+    kernel: Matrix  # G, (m + 2) x 3
+    input: Matrix  # B', (m + 2) x (m + 2)
+
+
+@functools.cache
+def cook_toom(outputs: int) -> Transform:
+    """Matrices of F(outputs, 3) over the first points and infinity.
+
+    Column j of A' and row j of G evaluate a polynomial at point j, G divided by the product of the
+    point's distances from the others; row j of B' holds the polynomial that vanishes at the others.
+    """
+    points = _POINTS[: outputs + KERNEL - 2]
+    one, zero = Fraction(1), Fraction(0)
+    evaluate = [[point**i for point in points] + [one if i == outputs - 1 else zero]
+                for i in range(outputs)]  # fmt: skip
+    scaled, vanishing = [], []
+    for point in points:
+        others = [other for other in points if other != point]
+        distance = math.prod((point - other for other in others), start=one)
+        scaled.append([point**i / distance for i in range(KERNEL)])
+        vanishing.append([*_polynomial(others), zero])
+    scaled.append([zero] * (KERNEL - 1) + [one])
+    vanishing.append(_polynomial(points))
+    matrices = (np.array(rows, dtype=np.float64) for rows in (evaluate, scaled, vanishing))
+    return Transform(*matrices)
+
+
+def _polynomial(roots: Sequence[Fraction]) -> list[Fraction]:
+    """Coefficients, lowest first, of the monic polynomial with these roots."""
+    result = [Fraction(1)]
+    for root in roots:
+        shifted = [Fraction(0), *result]
+        scaled = [root * value for value in (*result, Fraction(0))]
+        result = [high - low for high, low in zip(shifted, scaled, strict=True)]
+    return result
+
+
+def winograd_config(shape: Conv2dShape, target: CpuTarget) -> WinogradConfig | NoMatch:
+    """Sizes for a convolution, or why it is computed directly."""
+    if shape.kernel != (KERNEL, KERNEL) or shape.strides != (1, 1) or shape.dilation != (1, 1):
+        return NoMatch("Winograd takes 3x3 kernels of stride 1 and dilation 1")
+    narrowest = target.lane_choices(shape.itemsize)[-1]
+    if shape.in_channels % narrowest or shape.out_channels % narrowest:
+        return NoMatch(f"Winograd takes channels in multiples of {narrowest}")
+    outputs = 4
+    tiles = tile_shape(shape, outputs)
+    # Weights that stream from memory want long rows: one vector a row halves the speed.
+    product = heuristic_config(tiles, target, (2, 3, 4, 6))
+    places = (outputs + KERNEL - 1) ** 2
+    input_lanes = _widest(shape.in_channels, target, shape.itemsize)
+    lanes = _widest(shape.out_channels, target, shape.itemsize)
+    vectors = shape.in_channels / input_lanes + shape.out_channels / lanes
+    count = tiles.height * tiles.width
+    steps = shape.in_channels
+    direct = estimated_cycles(shape, heuristic_config(shape, target)) * KERNEL**2 * steps
+    ours = estimated_cycles(tiles, product) * places * steps + _TRANSFORM_CYCLES * count * vectors
+    if ours > direct:
+        return NoMatch(f"Winograd is estimated at {ours / direct:.2f} of the direct time")
+    weights = places * shape.in_channels * shape.out_channels * shape.itemsize
+    # Whole vectors and register tiles only: what crops them would be scalar code.
+    fitting = (v for v in range(product.vectors, 0, -1) if shape.out_channels % (v * lanes) == 0)
+    return WinogradConfig(
+        outputs,
+        product.rows,
+        product.columns,
+        next(fitting),
+        lanes,
+        input_lanes,
+        by_rows=weights <= _CACHED_WEIGHTS,
+    )
+
+
+def _widest(channels: int, target: CpuTarget, itemsize: int) -> int:
+    """Lanes of the widest vector that divides the channels."""
+    return next(lanes for lanes in target.lane_choices(itemsize) if channels % lanes == 0)
+
+
+def tile_shape(shape: Conv2dShape, outputs: int) -> Conv2dShape:
+    """The product at one place of the tiles, as a 1x1 convolution over the grid of tiles."""
+    return Conv2dShape(
+        height=math.ceil(shape.out_height / outputs),
+        width=math.ceil(shape.out_width / outputs),
+        in_channels=shape.in_channels,
+        out_channels=shape.out_channels,
+        kernel=(1, 1),
+        strides=(1, 1),
+        dilation=(1, 1),
+        padding=(0, 0, 0, 0),
+        itemsize=shape.itemsize,
+    )
+
+
+def transform_weights(
+    weight: npt.NDArray[np.generic], config: WinogradConfig
+) -> npt.NDArray[np.generic]:
+    """Weights [out][3][3][in] as [place][out tile][in][out in tile]: G g G', packed."""
+    matrix = cook_toom(config.outputs).kernel
+    transformed = np.einsum("xi,oijk,yj->xyok", matrix, weight.astype(np.float64), matrix)
+    places, out_channels, in_channels = config.size**2, weight.shape[0], weight.shape[3]
+    tiles = math.ceil(out_channels / config.channels)
+    padded = np.zeros((places, tiles * config.channels, in_channels), weight.dtype)
+    padded[:, :out_channels] = transformed.reshape(places, out_channels, in_channels)
+    split = padded.reshape(places, tiles, config.channels, in_channels)
+    return np.ascontiguousarray(split.transpose(0, 1, 3, 2))
+
+
+def winograd(
+    data: te.Tensor, packed: te.Tensor, shape: Conv2dShape, config: WinogradConfig
+) -> te.Tensor:
+    """Convolution over [n, y, x, k] with transformed weights; returns [n, y, x, c]."""
+    batch, dtype = data.shape[0], data.dtype
+    m, size = config.outputs, config.size
+    matrices = cook_toom(m)
+    top, left, _, _ = shape.padding
+    rows = math.ceil(math.ceil(shape.out_height / m) / config.rows) * config.rows
+    columns = math.ceil(math.ceil(shape.out_width / m) / config.columns) * config.columns
+    channels = packed.shape[1] * config.channels
+    source = te.compute(
+        (batch, rows * m + 2, columns * m + 2, shape.in_channels),
+        lambda n, y, x, k: tirx.if_then_else(
+            tirx.all(y >= top, y < top + shape.height, x >= left, x < left + shape.width),
+            data[n, y - top, x - left, k],
+            tirx.const(0, dtype),
+        ),
+        name="pad",
+    )
+    # In both transforms: first the rows of every tile, then its columns.
+    half = te.compute(
+        (size, size, batch, rows, columns, shape.in_channels),
+        lambda i, j, n, y, x, k: _combine(
+            matrices.input, i, lambda a: source[n, y * m + a, x * m + j, k], dtype
+        ),
+        name="input_rows",
+    )
+    transformed = te.compute(
+        half.shape,
+        lambda i, j, n, y, x, k: _combine(
+            matrices.input, j, lambda b: half[i, b, n, y, x, k], dtype
+        ),
+        name="input",
+    )
+    k = te.reduce_axis((0, shape.in_channels), "k")
+    product = te.compute(
+        (size * size, batch, rows, columns, channels),
+        lambda g, n, y, x, c: te.sum(
+            transformed[g // size, g % size, n, y, x, k]
+            * packed[g, c // config.channels, k, c % config.channels],
+            axis=[k],
+        ),
+        name=BLOCK,
+        attrs={CONFIG: asdict(config)},
+    )
+    half_output = te.compute(
+        (m, size, batch, rows, columns, shape.out_channels),
+        lambda i, j, n, y, x, c: _combine(
+            matrices.output, i, lambda a: product[a * size + j, n, y, x, c], dtype
+        ),
+        name="output_rows",
+    )
+    tiles = te.compute(
+        (m, m, batch, rows, columns, shape.out_channels),
+        lambda i, j, n, y, x, c: _combine(
+            matrices.output, j, lambda b: half_output[i, b, n, y, x, c], dtype
+        ),
+        name="output",
+    )
+    return te.compute(
+        (batch, shape.out_height, shape.out_width, shape.out_channels),
+        lambda n, y, x, c: tiles[y % m, x % m, n, y // m, x // m, c],
+        name="crop",
+    )
+
+
+def _combine(matrix: Matrix, row: ir.Expr, term: Callable[[int], ir.Expr], dtype: str) -> ir.Expr:
+    """The row's linear combination of terms, zeros left out; `row` is constant once unrolled."""
+    sums = []
+    for coefficients in matrix:
+        parts = [
+            term(index) if value == 1.0 else term(index) * tirx.const(float(value), dtype)
+            for index, value in enumerate(coefficients)
+            if value != 0.0
+        ]
+        sums.append(functools.reduce(lambda total, part: total + part, parts))
+    result = sums[-1]
+    for index in reversed(range(len(sums) - 1)):
+        result = tirx.Select(row == index, sums[index], result)
+    return result
+
+
+def schedule_winograd(schedule: s_tir.Schedule, config: WinogradConfig) -> None:
+    """Schedule a function that holds one `winograd` and elementwise blocks around it.
+
+    1. Inline what comes before the padding, and the epilogue into its last block.
+    2. Tile the output; compute its transform for one tile and one vector at a time, in registers.
+    3. Tile the product as a convolution is tiled, its sum in registers.
+    4. Compute the input's transform for one tile and one vector at a time, in registers.
+    5. By rows: compute product and input transform at each row of the output, rows in parallel.
+       Else: each stage in parallel, the product over places.
+    """
+    block, transformed = schedule.get_sblock(BLOCK), schedule.get_sblock("input")
+    half, half_output = schedule.get_sblock("input_rows"), schedule.get_sblock("output_rows")
+    output = schedule.get_sblock("output")
+    # 1
+    pads = inline_producers(schedule, half, keep="pad")
+    last = inline_consumers(schedule, output)
+    # 2
+    n, y, x, c = schedule.get_loops(last)
+    y_block, y_tile, y_inner = schedule.split(y, [None, config.rows, config.outputs])
+    x_outer, x_inner = schedule.split(x, [None, config.outputs])
+    c_outer, lane = schedule.split(c, [None, config.lanes])
+    schedule.reorder(n, y_block, y_tile, x_outer, c_outer, y_inner, x_inner, lane)
+    for stage in (output, half_output):
+        schedule.compute_at(stage, c_outer, preserve_unit_loops=True)
+        schedule.set_scope(stage, 0, "local")
+    depth = 5
+    for stage in (half_output, output, last):
+        vectorize_and_unroll(schedule, schedule.get_loops(stage)[depth:], config.lanes)
+    row = schedule.fuse(n, y_block)
+    schedule.parallel(row)
+    # 3
+    if config.by_rows:
+        schedule.compute_at(block, row, preserve_unit_loops=True)
+        schedule.compute_at(transformed, row, preserve_unit_loops=True)
+    _schedule_product(schedule, block, config, outer=int(config.by_rows))
+    # 4
+    _schedule_input(schedule, transformed, half, config, outer=int(config.by_rows))
+    # 5
+    for pad in pads:
+        schedule_elementwise(schedule, pad, config.input_lanes)
+
+
+def _schedule_product(
+    schedule: s_tir.Schedule,
+    block: s_tir.schedule.SBlockRV,
+    config: WinogradConfig,
+    outer: int,
+) -> None:
+    """Tile the product like a convolution; `outer` loops around it stay as they are.
+
+    The places are the outermost loop, and run in parallel where no loop around them does.
+    """
+    g, n, y, x, c, k = schedule.get_loops(block)[outer:]
+    y_outer, y_inner = schedule.split(y, [None, config.rows])
+    x_outer, x_inner = schedule.split(x, [None, config.columns])
+    c_outer, vector, lane = schedule.split(c, [None, config.vectors, config.lanes])
+    tile = [y_inner, x_inner, vector, lane]
+    schedule.reorder(g, n, c_outer, y_outer, x_outer, k, *tile)
+    write = schedule.cache_write(block, 0, "local")
+    schedule.reverse_compute_at(write, x_outer, preserve_unit_loops=True)
+    for loop in tile[:-1]:
+        schedule.unroll(loop)
+    schedule.vectorize(lane)
+    if outer == 0:
+        schedule.parallel(g)
+    depth = outer + 5
+    initial = schedule.decompose_reduction(block, k)
+    vectorize_and_unroll(schedule, schedule.get_loops(initial)[depth:], config.lanes)
+    vectorize_and_unroll(schedule, schedule.get_loops(write)[depth:], config.lanes)
+
+
+def _schedule_input(
+    schedule: s_tir.Schedule,
+    transformed: s_tir.schedule.SBlockRV,
+    half: s_tir.schedule.SBlockRV,
+    config: WinogradConfig,
+    outer: int,
+) -> None:
+    """Transform one tile and one vector of channels at a time; `outer` loops are around it."""
+    i, j, n, y, x, k = schedule.get_loops(transformed)[outer:]
+    k_outer, lane = schedule.split(k, [None, config.input_lanes])
+    schedule.reorder(n, y, x, k_outer, i, j, lane)
+    schedule.compute_at(half, k_outer, preserve_unit_loops=True)
+    schedule.set_scope(half, 0, "local")
+    for stage in (half, transformed):
+        loops = schedule.get_loops(stage)[outer + 4 :]
+        vectorize_and_unroll(schedule, loops, config.input_lanes)
+    if outer == 0:
+        schedule.parallel(schedule.fuse(n, y))
+
+
+def _declined(schedule: s_tir.Schedule) -> str:
+    """Why a function holds no Winograd convolution."""
+    if DIRECT not in block_names(schedule):
+        return "no convolution with constant weights"
+    return str(schedule.get(schedule.get_sblock(DIRECT)).annotations[DECLINED])
+
+
+def match_winograd(schedule: s_tir.Schedule, _target: CpuTarget) -> NoMatch | None:
+    """Schedule a function that holds a `winograd`, by the sizes that it carries."""
+    if BLOCK not in block_names(schedule):
+        return NoMatch(_declined(schedule))
+    schedule_winograd(schedule, read_config(schedule, BLOCK, CONFIG, WinogradConfig))
+    return None
