@@ -15,7 +15,7 @@ import io
 import json
 import math
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,8 @@ MANIFEST = "manifest.json"
 LIBRARY = "library.so"
 WEIGHTS = "weights.bin"
 _COMMENT = b"leakyforge sha256="
+# Bytes read and hashed at a time: small enough to stay in a cache between the two.
+_CHUNK = 1 << 18
 _AGAIN = "compile the model again"
 _OTHER = "give a file that leakyforge compile wrote"
 # What zipfile, json and numpy raise over damaged bytes; RuntimeError: "encrypted" by a flipped bit.
@@ -208,16 +210,18 @@ def read_artifact(path: str | Path) -> Artifact:
     try:
         with zipfile.ZipFile(path) as archive:
             manifest = _read_manifest(archive, path)
-            for name, digest in manifest.files.items():
-                _check_hash(path, name, archive.read(name), digest)
-            return Artifact(
-                path,
-                manifest,
-                archive.read(LIBRARY),
-                _aligned(archive.read(WEIGHTS)),
-                _read_reference(archive, manifest.inputs, "input"),
-                _read_reference(archive, manifest.outputs, "output"),
-            )
+            members = {
+                name: _read_member(archive, path, name, digest)
+                for name, digest in manifest.files.items()
+            }
+        return Artifact(
+            path,
+            manifest,
+            members[LIBRARY].tobytes(),
+            members[WEIGHTS],
+            _references(members, manifest.inputs, "input"),
+            _references(members, manifest.outputs, "output"),
+        )
     except zipfile.BadZipFile as error:
         if "CRC" in str(error):
             raise ArtifactHashError(
@@ -270,7 +274,7 @@ def _read_manifest(archive: zipfile.ZipFile, path: Path) -> Manifest:
     if len(digest) != hashlib.sha256().digest_size * 2:
         raise ArtifactFormatError(f"artifact {path} is truncated; {_AGAIN}")
     text = archive.read(MANIFEST)
-    _check_hash(path, MANIFEST, text, digest)
+    _check_hash(path, MANIFEST, hashlib.sha256(text).hexdigest(), digest)
     fields: dict[str, Any] = json.loads(text)
     if not isinstance(fields, dict):
         raise TypeError(f"{MANIFEST} holds no JSON object")
@@ -288,8 +292,8 @@ def _read_manifest(archive: zipfile.ZipFile, path: Path) -> Manifest:
     return Manifest(**fields)
 
 
-def _check_hash(path: Path, name: str, data: bytes, digest: str) -> None:
-    if hashlib.sha256(data).hexdigest() != digest:
+def _check_hash(path: Path, name: str, found: str, digest: str) -> None:
+    if found != digest:
         raise ArtifactHashError(
             f"{name} in artifact {path} was changed after it was written; compile the model again"
         )
@@ -305,21 +309,37 @@ def unpack_weights(memory: Array, specs: tuple[WeightSpec, ...]) -> list[Array]:
     return weights
 
 
-def _aligned(packed: bytes) -> Array:
-    """An aligned copy of bytes."""
-    memory = empty_aligned((len(packed),), np.dtype(np.uint8))
-    memory[:] = np.frombuffer(packed, np.uint8)
+def _read_member(archive: zipfile.ZipFile, path: Path, name: str, digest: str) -> Array:
+    """Bytes of a member in aligned memory, read once and hashed on the way.
+
+    Raises:
+        ArtifactHashError: its hash is not the one that the manifest names.
+        zipfile.BadZipFile: the file is damaged.
+    """
+    info = archive.getinfo(name)
+    if info.file_size > path.stat().st_size:
+        raise zipfile.BadZipFile(f"{name} is larger than the file")
+    memory = empty_aligned((info.file_size,), np.dtype(np.uint8))
+    target, position, digester = memoryview(memory), 0, hashlib.sha256()
+    with archive.open(info) as stream:
+        while chunk := stream.read(_CHUNK):
+            target[position : position + len(chunk)] = chunk
+            position += len(chunk)
+            digester.update(chunk)
+    if position != len(memory):
+        raise zipfile.BadZipFile(f"{name} has {position} bytes instead of {len(memory)}")
+    _check_hash(path, name, digester.hexdigest(), digest)
     return memory
 
 
-def _read_reference(
-    archive: zipfile.ZipFile, specs: tuple[TensorSpec, ...], kind: str
+def _references(
+    members: Mapping[str, Array], specs: tuple[TensorSpec, ...], kind: str
 ) -> dict[str, Array]:
+    """Stored inputs or outputs by name."""
     arrays = {}
     for index, spec in enumerate(specs):
-        stored = np.load(
-            io.BytesIO(archive.read(f"reference/{kind}_{index}.npy")), allow_pickle=False
-        )
+        data = io.BytesIO(members[f"reference/{kind}_{index}.npy"])
+        stored = np.load(data, allow_pickle=False)
         arrays[spec.name] = stored.view(numpy_dtype(spec.dtype))
     return arrays
 

@@ -27,7 +27,7 @@ from leakyforge.runtime.artifact import (
     unpack_weights,
     write_artifact,
 )
-from leakyforge.runtime.tensors import ALIGNMENT
+from leakyforge.runtime.tensors import ALIGNMENT, empty_aligned
 
 ADVICE = r"compile|give |make it with"
 MEMBERS = [MANIFEST, LIBRARY, WEIGHTS, "reference/input_0.npy", "reference/output_0.npy"]
@@ -104,6 +104,7 @@ def test_round_trip(conv, tmp_path):
     again = read_artifact(copy)
     assert again.manifest == loaded.manifest
     assert again.library == loaded.library
+    assert again.weight_memory.ctypes.data % ALIGNMENT == 0
     assert again.weight_memory.tobytes() == loaded.weight_memory.tobytes()
     assert again.reference_inputs.keys() == {"image"}
     assert again.reference_outputs.keys() == {"wide", "mean"}
@@ -139,8 +140,8 @@ def test_weights_are_packed_on_boundaries_and_come_back():
     packed, specs = pack_weights(weights)
     assert all(spec.offset % ALIGNMENT == 0 for spec in specs)
     assert specs[0] == WeightSpec((7,), "float32", 0)
-    memory = artifact._aligned(packed)
-    assert memory.ctypes.data % ALIGNMENT == 0
+    memory = empty_aligned((len(packed),), np.dtype(np.uint8))
+    memory[:] = np.frombuffer(packed, np.uint8)
     for array, weight in zip(unpack_weights(memory, specs), weights, strict=True):
         np.testing.assert_array_equal(array, weight, strict=True)
         assert array.size == 0 or np.may_share_memory(array, memory)
