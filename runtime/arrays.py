@@ -80,4 +80,7 @@ def _write_npz(stream: IO[bytes], arrays: Mapping[str, Array]) -> None:
     with zipfile.ZipFile(stream, "w") as archive:
         for name, array in arrays.items():
             with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
-                np.lib.format.write_array(member, array, allow_pickle=False)
+                # Untyped in the numpy that Python 3.10 gets.
+                np.lib.format.write_array(  # type: ignore[no-untyped-call, unused-ignore]
+                    member, array, allow_pickle=False
+                )

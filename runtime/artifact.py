@@ -320,7 +320,7 @@ def _read_member(archive: zipfile.ZipFile, path: Path, name: str, digest: str) -
     if info.file_size > path.stat().st_size:
         raise zipfile.BadZipFile(f"{name} is larger than the file")
     memory = empty_aligned((info.file_size,), np.dtype(np.uint8))
-    target, position, digester = memoryview(memory), 0, hashlib.sha256()
+    target, position, digester = memory.data, 0, hashlib.sha256()
     with archive.open(info) as stream:
         while chunk := stream.read(_CHUNK):
             target[position : position + len(chunk)] = chunk
@@ -338,7 +338,7 @@ def _references(
     """Stored inputs or outputs by name."""
     arrays = {}
     for index, spec in enumerate(specs):
-        data = io.BytesIO(members[f"reference/{kind}_{index}.npy"])
+        data = io.BytesIO(members[f"reference/{kind}_{index}.npy"].data)
         stored = np.load(data, allow_pickle=False)
         arrays[spec.name] = stored.view(numpy_dtype(spec.dtype))
     return arrays
