@@ -101,6 +101,8 @@ def _schedule_function(
             no_match = match(attempt, target)
         except s_tir.ScheduleError as error:
             no_match = NoMatch(f"ScheduleError: {str(error).strip().splitlines()[-1]}")
+        except ValueError as error:
+            no_match = NoMatch(f"its blocks or loops are not what the rule unpacks: {error}")
         if no_match is None:
             return attempt.mod["main"], Decision(name, rule, refused)
         refused[rule] = no_match.reason

@@ -61,10 +61,12 @@ def inline_producers(schedule: s_tir.Schedule, block: SBlockRV, keep: str) -> li
 def inline_consumers(schedule: s_tir.Schedule, block: SBlockRV) -> SBlockRV:
     """Inline every block after `block` into the last one, which is returned."""
     while True:
-        (consumer,) = schedule.get_consumers(block)
-        if not schedule.get_consumers(consumer):
-            return consumer
-        schedule.compute_inline(consumer)
+        consumers = schedule.get_consumers(block)
+        inner = [consumer for consumer in consumers if schedule.get_consumers(consumer)]
+        if not inner:
+            (last,) = consumers
+            return last
+        schedule.compute_inline(inner[0])
 
 
 def vectorize_and_unroll(schedule: s_tir.Schedule, loops: Sequence[LoopRV], lanes: int) -> None:

@@ -76,7 +76,8 @@ def host_target() -> CpuTarget:
     name = str(tvm_ffi.get_global_func("tvm.codegen.llvm.GetHostCPUName")())
     host = tvm_ffi.get_global_func("tvm.codegen.llvm.GetHostCPUFeatures")()
     has = {feature for feature in cpu.X86_FEATURES if bool(host.get(feature, False))}
-    implied = _features_of(tvm.target.Target({"kind": "llvm", "mcpu": name}))
+    plain = tvm.target.Target({"kind": "llvm", "mcpu": name})
+    implied = _llvm_features(plain) & cpu.X86_FEATURES.keys()
     # A virtual machine may hide features that LLVM takes for granted by the name.
     mattr = [f"+{feature}" for feature in sorted(has - implied)]
     mattr += [f"-{feature}" for feature in sorted(implied - has)]
@@ -107,7 +108,17 @@ def _cpu_target(config: dict[str, Any], text: str) -> CpuTarget:
         raise TargetError(f"TVM does not take target {text!r}: {reason}") from error
     if config["num-cores"] < 1:
         raise TargetError(f"target {text!r} has num-cores {config['num-cores']}; give 1 or more")
-    return CpuTarget(name, frozenset(_features_of(target)), int(config["num-cores"]), target)
+    features = _llvm_features(target)
+    for entry in config.get("mattr", ()):
+        # LLVM passes over what it does not know.
+        if entry[:1] not in ("+", "-") or (entry[0] == "+") != (entry[1:] in features):
+            raise TargetError(
+                f"mattr {entry!r} of target {text!r} is not +FEATURE or -FEATURE in LLVM's words, "
+                "or contradicts another"
+            )
+    return CpuTarget(
+        name, frozenset(features & cpu.X86_FEATURES.keys()), int(config["num-cores"]), target
+    )
 
 
 def _require_x86(machine: str) -> None:
@@ -122,7 +133,7 @@ def _archlist() -> Any:
     return tvm_ffi.get_global_func("target.llvm_get_cpu_archlist")(generic)
 
 
-def _features_of(target: tvm.target.Target) -> set[str]:
-    """LLVM features of a target, those that generated code can contain."""
+def _llvm_features(target: tvm.target.Target) -> set[str]:
+    """LLVM's features of a target, hints for tuning among them."""
     features = tvm_ffi.get_global_func("target.llvm_get_cpu_features")(target)
-    return {str(feature) for feature in features} & cpu.X86_FEATURES.keys()
+    return {str(feature) for feature in features}

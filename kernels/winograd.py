@@ -66,6 +66,7 @@ class WinogradConfig:
         vectors: vectors of output channels in a register tile of the product.
         lanes: output channels in a vector.
         input_lanes: input channels in a vector.
+        registers: vector registers that a register tile may use.
         by_rows: all stages for one row of register tiles at a time.
     """
 
@@ -75,7 +76,14 @@ class WinogradConfig:
     vectors: int
     lanes: int
     input_lanes: int
+    registers: int
     by_rows: bool
+
+    def __post_init__(self) -> None:
+        """Check the register budget."""
+        accumulators = self.rows * self.columns * self.vectors
+        if accumulators > self.registers:
+            raise ValueError(f"{accumulators} accumulators exceed the registers: {self}")
 
     @property
     def size(self) -> int:
@@ -161,6 +169,7 @@ def winograd_config(shape: Conv2dShape, target: CpuTarget) -> WinogradConfig | N
         next(fitting),
         lanes,
         input_lanes,
+        product.registers,
         by_rows=weights <= _CACHED_WEIGHTS,
     )
 

@@ -13,7 +13,6 @@ from leakyforge.runtime.tvm_runtime import tvm_ffi
 _OPTIONAL = {
     "torch": ("exporting torch modules", "pip install 'leakyforge[torch]'"),
     "openvino": ("a peer in bench", "pip install 'leakyforge[peers]'"),
-    "MNN": ("a peer in bench", "pip install 'leakyforge[peers]'"),
     "pyopencl": ("checking OpenCL kernels", "pip install 'leakyforge[opencl]'"),
     "xgboost": ("tuning", "pip install 'leakyforge[tune]'"),
 }

@@ -149,6 +149,20 @@ def test_epilogue_reads_another_tensor(tmp_path):
     assert_parity(path, proto, {"x": values})
 
 
+@pytest.mark.parametrize("name", ["winograd", "stride"])
+def test_sum_is_used_twice_in_its_epilogue(tmp_path, name):
+    case = CASES[name]
+    proto = conv_model(case)
+    proto.graph.node[0].output[0] = "z"
+    proto.graph.node[1].input[0] = "z"
+    proto.graph.node[1].output[0] = "r"
+    proto.graph.node.append(helper.make_node("Mul", ["r", "z"], ["y"]))
+    path = compile(proto, output=tmp_path / "conv.lfa")
+    shape = (1, case.in_channels, case.height, case.width)
+    values = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    assert_parity(path, proto, {"x": values})
+
+
 def gemm_model(rows, inner, columns, *, transposed):
     generator = np.random.default_rng(0)
     size = (columns, inner) if transposed else (inner, columns)

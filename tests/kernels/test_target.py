@@ -78,6 +78,9 @@ def test_json_target_without_a_processor_is_the_least_x86():
         ('{"kind": "llvm", "no-such-key": 1}', "TVM does not take target"),
         ('{"kind": "llvm", "num-cores": "two"}', "TVM does not take target"),
         ('{"kind": "llvm", "num-cores": 0}', "has num-cores 0; give 1 or more"),
+        ('{"kind": "llvm", "mattr": ["+avx99"]}', "mattr '+avx99' of target"),
+        ('{"kind": "llvm", "mattr": ["avx2"]}', "mattr 'avx2' of target"),
+        ('{"kind": "llvm", "mattr": ["+avx2", "-avx"]}', "mattr '+avx2' of target"),
         ('{"kind": "llvm", "mcpu": ["znver3"]}', "LLVM knows no processor ['znver3']"),
     ],
 )

@@ -61,7 +61,7 @@ def test_rounding_grows_less_than_the_tolerance_allows():
 
 
 def test_packed_weights_are_transformed():
-    config = WinogradConfig(4, 1, 1, 1, 4, 4, by_rows=False)
+    config = WinogradConfig(4, 1, 1, 1, 4, 4, registers=14, by_rows=False)
     weight = np.random.default_rng(0).standard_normal((6, 3, 3, 5)).astype(np.float32)
     packed = transform_weights(weight, config)
     assert packed.shape == (36, 2, 5, 4)
@@ -70,6 +70,11 @@ def test_packed_weights_are_transformed():
     place = (matrix @ weight[5, :, :, 2].astype(np.float64) @ matrix.T)[1, 3]
     assert packed[1 * 6 + 3, 1, 2, 1] == np.float32(place)
     assert not packed[:, 1, :, 2:].any()
+
+
+def test_config_over_budget_is_refused():
+    with pytest.raises(ValueError, match="15 accumulators exceed the registers"):
+        WinogradConfig(4, 3, 5, 1, 4, 4, registers=14, by_rows=False)
 
 
 @pytest.mark.parametrize(
