@@ -5,11 +5,12 @@ Exit status: 0 done or passed, 1 a parity check failed, 2 wrong usage or input, 
 
 import contextlib
 import json
+import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import click
 
@@ -353,12 +354,32 @@ def _progress(title: str, total: int, quiet: bool) -> Iterator[Callable[[str], N
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-    console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    hidden = quiet or not console.is_terminal
-    with Progress(*columns, console=console, transient=True, disable=hidden) as bar:
-        task = bar.add_task(title, total=total)
-        yield lambda stage: bar.update(task, advance=1, description=f"{title}: {stage}")
+    hidden = quiet or not sys.stderr.isatty()
+    with _native_stderr_hidden() as stream:
+        console = Console(file=stream)
+        with Progress(*columns, console=console, transient=True, disable=hidden) as bar:
+            task = bar.add_task(title, total=total)
+            yield lambda stage: bar.update(task, advance=1, description=f"{title}: {stage}")
+
+
+@contextlib.contextmanager
+def _native_stderr_hidden() -> Iterator[TextIO]:
+    """Yield standard error, and hide what C++ prints to it by itself, unless with `--debug`.
+
+    TVM logs warnings of its own beside the error that it raises; ours is one line.
+    """
+    if click.get_current_context().find_root().meta.get("leakyforge.debug"):
+        yield sys.stderr
+        return
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with open(os.devnull, "wb") as nowhere, open(kept, "w", buffering=1) as stream:  # noqa: PTH123
+        os.dup2(nowhere.fileno(), 2)
+        try:
+            yield stream
+        finally:
+            os.dup2(kept, 2)
 
 
 @contextlib.contextmanager
