@@ -6,13 +6,14 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 import tvm
-from tvm import relax, tirx
+from tvm import relax, te, tirx
 
 from leakyforge.kernels.conv2d import Conv2dShape, conv2d, heuristic_config, matmul, pack_weights
 from leakyforge.kernels.schedules import NoMatch
 from leakyforge.kernels.target import CpuTarget
 from leakyforge.kernels.winograd import transform_weights, winograd, winograd_config
 
+Definition = Callable[..., te.Tensor]
 Legalize = Callable[[relax.BlockBuilder, relax.Call], relax.Expr]
 
 # relax.OpPatternKind.kOutEWiseFusable: elementwise operators may be fused behind it.
@@ -32,6 +33,18 @@ def _constant_value(value: relax.Expr) -> npt.NDArray[np.generic] | None:
 def _typed_constant(array: npt.NDArray[np.generic]) -> tvm.ir.GenericConst:
     """A constant of the array's dtype: `relax.const` by itself makes float64 a float32."""
     return relax.const(array, str(array.dtype))
+
+
+def _call(
+    builder: relax.BlockBuilder, name: str, definition: Definition, *arguments: relax.Expr
+) -> relax.Expr:
+    """A call of a definition to which elementwise operators may be fused."""
+    return builder.call_te(
+        definition,
+        *arguments,
+        primfunc_name_hint=name,
+        primfunc_attrs=_OUT_ELEMENTWISE_FUSABLE,
+    )
 
 
 def _static_sizes(kind: relax.TensorType) -> tuple[int, int, int] | None:
@@ -82,13 +95,7 @@ def legalize_conv2d(target: CpuTarget) -> Legalize:
         else:
             packed = _typed_constant(transform_weights(constant, faster))
             definition = functools.partial(winograd, shape=shape, config=faster)
-        return builder.call_te(
-            definition,
-            data,
-            packed,
-            primfunc_name_hint="conv2d",
-            primfunc_attrs=_OUT_ELEMENTWISE_FUSABLE,
-        )
+        return _call(builder, "conv2d", definition, data, packed)
 
     return legalize
 
@@ -124,12 +131,6 @@ def legalize_matmul(target: CpuTarget) -> Legalize:
         weight = constant.T[:, np.newaxis, np.newaxis, :]
         packed = _typed_constant(pack_weights(weight, config))
         definition = functools.partial(matmul, shape=shape, config=config)
-        return builder.call_te(
-            definition,
-            left,
-            packed,
-            primfunc_name_hint="matmul",
-            primfunc_attrs=_OUT_ELEMENTWISE_FUSABLE,
-        )
+        return _call(builder, "matmul", definition, left, packed)
 
     return legalize

@@ -469,6 +469,16 @@ class TestBadInput:
         for word in words:
             assert word in line
 
+    def test_symbolic_height_and_width(self, fails, parse, tmp_path):
+        """TVM prints a warning of its own here, which is not to be seen."""
+        path = tmp_path / "free.onnx"
+        proto = parse("free (float[1,1,H,W] x) => (float[1,1,P,Q] y) { y = Conv (x, w) }")
+        weight = onnx.numpy_helper.from_array(np.ones((1, 1, 2, 2), np.float32), "w")
+        proto.graph.initializer.append(weight)
+        onnx.save(proto, path)
+        line = fails("compile", path, "-o", tmp_path / "m.lfa")
+        assert line.endswith("give the symbolic dimensions a size with --shape: H, W")
+
     @pytest.mark.parametrize(
         ("target", "word"),
         [
