@@ -280,6 +280,27 @@ def match_conv2d(schedule: s_tir.Schedule, _target: CpuTarget) -> NoMatch | None
     return None
 
 
+def conv1d(
+    data: te.Tensor,
+    packed: te.Tensor,
+    shape: Conv2dShape,
+    config: Conv2dConfig,
+    keep_rows: bool = False,
+) -> te.Tensor:
+    """Convolution over [n, x, k] as one over a single row; [n, x, c], or [n, 1, x, c] with rows."""
+    view = te.compute(
+        (data.shape[0], 1, *data.shape[1:]), lambda n, y, x, k: data[n, x, k], name="view"
+    )
+    total = conv2d(view, packed, shape, config, declined="it has one dimension")
+    if keep_rows:
+        return total
+    return te.compute(
+        (data.shape[0], shape.out_width, shape.out_channels),
+        lambda n, x, c: total[n, 0, x, c],
+        name="row",
+    )
+
+
 def matmul(
     left: te.Tensor, packed: te.Tensor, shape: Conv2dShape, config: Conv2dConfig
 ) -> te.Tensor:

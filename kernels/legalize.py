@@ -1,14 +1,22 @@
 """Lowering Relax operators with constant weights to our definitions."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
 import tvm
 from tvm import relax, te, tirx
 
-from leakyforge.kernels.conv2d import Conv2dShape, conv2d, heuristic_config, matmul, pack_weights
+from leakyforge.kernels.conv2d import (
+    Conv2dShape,
+    conv1d,
+    conv2d,
+    heuristic_config,
+    matmul,
+    pack_weights,
+)
+from leakyforge.kernels.conv_transpose import TransposedShape, phase_weights, shuffle_phases
 from leakyforge.kernels.schedules import NoMatch
 from leakyforge.kernels.target import CpuTarget
 from leakyforge.kernels.winograd import transform_weights, winograd, winograd_config
@@ -47,55 +55,142 @@ def _call(
     )
 
 
-def _static_sizes(kind: relax.TensorType) -> tuple[int, int, int] | None:
-    """Height, width and channels of a channels-last tensor; None where one is symbolic."""
-    if kind.shape is None or len(kind.shape) != 4:
+def _static_sizes(kind: relax.TensorType) -> tuple[int, ...] | None:
+    """Sizes of a channels-last tensor after its batch; None where one is symbolic."""
+    if kind.shape is None:
         return None
     sizes = list(kind.shape)[1:]
     if not all(isinstance(size, tirx.IntImm) for size in sizes):
         return None
-    height, width, channels = (int(size) for size in sizes)
-    return height, width, channels
+    return tuple(int(size) for size in sizes)
+
+
+def _pair(values: Sequence[tirx.IntImm], missing: int) -> tuple[int, int]:
+    """Rows and columns; an attribute of one dimension has columns only."""
+    *row, column = (int(value) for value in values)
+    return (row[0] if row else missing), column
+
+
+def _weight(call: relax.Call, layouts: tuple[str, str]) -> npt.NDArray[np.generic] | None:
+    """Constant weights of an ungrouped convolution in these layouts, else None."""
+    constant = _constant_value(call.args[1])
+    attributes = call.attrs
+    given = (attributes.data_layout, attributes.kernel_layout)
+    if constant is None or constant.dtype not in (np.float32, np.float64):
+        return None
+    return constant if given == layouts and int(attributes.groups) == 1 else None
 
 
 def legalize_conv2d(target: CpuTarget) -> Legalize:
-    """Lower `relax.nn.conv2d` with constant weights, channels last, to the definition above."""
+    """Lower `relax.nn.conv2d` and `conv1d` with constant weights, channels last."""
 
     def legalize(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
-        data, weight = call.args
-        attributes = call.attrs
+        data, attributes = call.args[0], call.attrs
         sizes = _static_sizes(data.ty)
-        constant = _constant_value(weight)
-        layouts = (attributes.data_layout, attributes.kernel_layout, attributes.out_layout)
-        if (
-            constant is None
-            or sizes is None
-            or layouts != ("NHWC", "OHWI", "NHWC")
-            or int(attributes.groups) != 1
-            or constant.dtype not in (np.float32, np.float64)
-        ):
+        is_1d = len(attributes.strides) == 1
+        constant = _weight(call, ("NWC", "OWI") if is_1d else ("NHWC", "OHWI"))
+        if constant is None or sizes is None:
             return _default_legalize(builder, call)
-        top, left, bottom, right = (int(size) for size in attributes.padding)
+        if is_1d:
+            sizes, constant = (1, *sizes), constant[:, np.newaxis]
+        half = len(attributes.padding) // 2
+        (top, left), (bottom, right) = (
+            _pair(attributes.padding[:half], 0),
+            _pair(attributes.padding[half:], 0),
+        )
         shape = Conv2dShape(
-            *sizes,
+            height=sizes[0],
+            width=sizes[1],
+            in_channels=sizes[2],
             out_channels=constant.shape[0],
             kernel=(constant.shape[1], constant.shape[2]),
-            strides=(int(attributes.strides[0]), int(attributes.strides[1])),
-            dilation=(int(attributes.dilation[0]), int(attributes.dilation[1])),
+            strides=_pair(attributes.strides, 1),
+            dilation=_pair(attributes.dilation, 1),
             padding=(top, left, bottom, right),
             itemsize=constant.dtype.itemsize,
         )
-        faster = winograd_config(shape, target)
-        if isinstance(faster, NoMatch):
-            config = heuristic_config(shape, target)
-            packed = _typed_constant(pack_weights(constant, config))
-            definition = functools.partial(
-                conv2d, shape=shape, config=config, declined=faster.reason
-            )
+        if is_1d:
+            return _call(builder, "conv1d", *_direct(conv1d, shape, constant, target, data))
+        return _convolution(builder, data, constant, shape, target)
+
+    return legalize
+
+
+def _convolution(
+    builder: relax.BlockBuilder,
+    data: relax.Expr,
+    weight: npt.NDArray[np.generic],
+    shape: Conv2dShape,
+    target: CpuTarget,
+) -> relax.Expr:
+    """A convolution of rank 4 by the algorithm that is estimated to be the fastest."""
+    faster = winograd_config(shape, target)
+    if isinstance(faster, NoMatch):
+        definition = functools.partial(conv2d, declined=faster.reason)
+        return _call(builder, "conv2d", *_direct(definition, shape, weight, target, data))
+    packed = _typed_constant(transform_weights(weight, faster))
+    definition = functools.partial(winograd, shape=shape, config=faster)
+    return _call(builder, "conv2d", definition, data, packed)
+
+
+def _direct(
+    definition: Definition,
+    shape: Conv2dShape,
+    weight: npt.NDArray[np.generic],
+    target: CpuTarget,
+    data: relax.Expr,
+) -> tuple[Definition, relax.Expr, relax.Expr]:
+    """A definition over packed weights, bound to its sizes, and its arguments."""
+    config = heuristic_config(shape, target)
+    packed = _typed_constant(pack_weights(weight, config))
+    return functools.partial(definition, shape=shape, config=config), data, packed
+
+
+def takes_transposed(call: relax.Call) -> bool:
+    """Whether `legalize_conv_transpose` lowers a call, once its channels are last."""
+    attributes = call.attrs
+    return (
+        _constant_value(call.args[1]) is not None
+        and int(attributes.groups) == 1
+        and all(int(step) == 1 for step in attributes.dilation)
+        and _static_sizes(call.args[0].ty) is not None
+        and str(call.args[0].ty.dtype) in ("float32", "float64")
+    )
+
+
+def legalize_conv_transpose(target: CpuTarget) -> Legalize:
+    """Lower `relax.nn.conv2d_transpose` and `conv1d_transpose` with constant weights."""
+
+    def legalize(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
+        data, attributes = call.args[0], call.attrs
+        sizes, results = _static_sizes(data.ty), _static_sizes(call.ty)
+        is_1d = len(attributes.strides) == 1
+        constant = _weight(call, ("NWC", "IWO") if is_1d else ("NHWC", "IHWO"))
+        if constant is None or sizes is None or results is None:
+            return _default_legalize(builder, call)
+        if is_1d:
+            sizes, results, constant = (1, *sizes), (1, *results), constant[:, np.newaxis]
+        shape = TransposedShape(
+            height=sizes[0],
+            width=sizes[1],
+            in_channels=sizes[2],
+            out_channels=constant.shape[3],
+            kernel=(constant.shape[1], constant.shape[2]),
+            strides=_pair(attributes.strides, 1),
+            padding=_pair(attributes.padding[: len(attributes.padding) // 2], 0),
+            out_height=results[0],
+            out_width=results[1],
+            itemsize=constant.dtype.itemsize,
+        )
+        weight = phase_weights(constant, shape)
+        if is_1d:
+            definition = functools.partial(conv1d, keep_rows=True)
+            arguments = _direct(definition, shape.phases(), weight, target, data)
+            phases = builder.emit(_call(builder, "conv1d_phases", *arguments))
         else:
-            packed = _typed_constant(transform_weights(constant, faster))
-            definition = functools.partial(winograd, shape=shape, config=faster)
-        return _call(builder, "conv2d", definition, data, packed)
+            phases = builder.emit(_convolution(builder, data, weight, shape.phases(), target))
+        shuffle = functools.partial(shuffle_phases, shape=shape, rank=3 if is_1d else 4)
+        return builder.call_te(shuffle, phases, primfunc_name_hint="shuffle_phases")
 
     return legalize
 
@@ -127,10 +222,7 @@ def legalize_matmul(target: CpuTarget) -> Legalize:
             padding=(0, 0, 0, 0),
             itemsize=constant.dtype.itemsize,
         )
-        config = heuristic_config(shape, target)
         weight = constant.T[:, np.newaxis, np.newaxis, :]
-        packed = _typed_constant(pack_weights(weight, config))
-        definition = functools.partial(matmul, shape=shape, config=config)
-        return _call(builder, "matmul", definition, left, packed)
+        return _call(builder, "matmul", *_direct(matmul, shape, weight, target, left))
 
     return legalize

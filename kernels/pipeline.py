@@ -8,11 +8,24 @@ from tvm import relax, s_tir, tirx
 
 from leakyforge.kernels.conv2d import match_conv2d
 from leakyforge.kernels.leaky_relu import legalize_leaky_relu
-from leakyforge.kernels.legalize import legalize_conv2d, legalize_matmul
+from leakyforge.kernels.legalize import (
+    legalize_conv2d,
+    legalize_conv_transpose,
+    legalize_matmul,
+    takes_transposed,
+)
 from leakyforge.kernels.schedules import NoMatch, match_elementwise, match_pool
 from leakyforge.kernels.target import CpuTarget
 from leakyforge.kernels.weights import HoistedModule, hoist_weights
 from leakyforge.kernels.winograd import match_winograd
+
+# Of data and weights: what the definitions take.
+LAYOUTS = {
+    "relax.nn.conv1d": ["NWC", "OWI"],
+    "relax.nn.conv1d_transpose": ["NWC", "IWO"],
+    "relax.nn.conv2d": ["NHWC", "OHWI"],
+    "relax.nn.conv2d_transpose": ["NHWC", "IHWO"],
+}
 
 Rule = Callable[[s_tir.Schedule, CpuTarget], NoMatch | None]
 
@@ -47,16 +60,30 @@ def choose_layout(module: tvm.IRModule) -> tvm.IRModule:
         # TVM gives relu a rule for layouts and leakyrelu none: without it every one is a barrier.
         relu = tvm.ir.Op.get("relax.nn.relu").get_attr("FRelaxInferLayout")
         tvm.ir.register_op_attr(leaky_relu, "FRelaxInferLayout", relu)
-    converted = relax.transform.ConvertLayout({"relax.nn.conv2d": ["NHWC", "OHWI"]})(module)
+    converted = relax.transform.ConvertLayout({}, _wanted_layouts)(module)
     # Weights must be constants again, not transpositions of constants, to be packed.
     return relax.transform.FoldConstant()(converted)
+
+
+def _wanted_layouts(call: relax.Call) -> dict[str, list[str]]:
+    """Layouts to give to a call; none where our definitions do not take it.
+
+    TVM's own transposed convolution has no channels-last form to fall back on.
+    """
+    name = call.op.name
+    if name not in LAYOUTS or (name.endswith("_transpose") and not takes_transposed(call)):
+        return {}
+    return {name: LAYOUTS[name]}
 
 
 def legalize_and_fuse(module: tvm.IRModule, target: CpuTarget) -> tvm.IRModule:
     """Lower operators to TensorIR and fuse convolution or product, bias and LeakyRelu."""
     legalize = {
         "relax.matmul": legalize_matmul(target),
+        "relax.nn.conv1d": legalize_conv2d(target),
+        "relax.nn.conv1d_transpose": legalize_conv_transpose(target),
         "relax.nn.conv2d": legalize_conv2d(target),
+        "relax.nn.conv2d_transpose": legalize_conv_transpose(target),
         "relax.nn.leakyrelu": legalize_leaky_relu,
     }
     with target.tvm:

@@ -470,11 +470,15 @@ class TestBadInput:
             assert word in line
 
     def test_symbolic_height_and_width(self, fails, parse, tmp_path):
-        """TVM prints a warning of its own here, which is not to be seen."""
         path = tmp_path / "free.onnx"
-        proto = parse("free (float[1,1,H,W] x) => (float[1,1,P,Q] y) { y = Conv (x, w) }")
-        weight = onnx.numpy_helper.from_array(np.ones((1, 1, 2, 2), np.float32), "w")
-        proto.graph.initializer.append(weight)
+        proto = parse(
+            "free (float[1,1,H,W] x) => (float[1,2,P,Q] y) {"
+            "half = MaxPool <kernel_shape = [2,2], strides = [2,2]> (x)"
+            'whole = Resize <mode = "nearest"> (half, , scales)'
+            "y = Concat <axis = 1> (whole, x) }"
+        )
+        scales = onnx.numpy_helper.from_array(np.array([1, 1, 2, 2], np.float32), "scales")
+        proto.graph.initializer.append(scales)
         onnx.save(proto, path)
         line = fails("compile", path, "-o", tmp_path / "m.lfa")
         assert line.endswith("give the symbolic dimensions a size with --shape: H, W")

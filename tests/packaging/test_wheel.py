@@ -91,7 +91,7 @@ def editable(request, installed, source, tmp_path_factory):
     folder = tmp_path_factory.mktemp("editable") / "environment"
     shutil.copytree(installed.parents[1], folder, symlinks=True, copy_function=os.link)
     python = folder / "bin" / "python"
-    settings = [] if request.param == "default" else ["-C", "editable_mode=strict"]
+    settings = [] if request.param == "default" else ["--config-settings", "editable_mode=strict"]
     command = [python, "-m", "pip", "install", "--quiet", "--no-deps", *settings, "-e", source]
     call(*command, cwd=folder)
     yield python

@@ -221,7 +221,8 @@ class TestMemory:
         session = Session(artifact)
         shape = tuple(session.get_inputs()[0].shape)
         first = placed(image(1, shape), offset)
-        desired = reference(artifact).run(None, {"x": first})
+        # ONNX Runtime 1.23, which Python 3.10 gets, gives the very memory of an input back.
+        desired = [array.copy() for array in reference(artifact).run(None, {"x": first})]
         kept = session.run(None, {"x": first})
         before = first.copy()
         for index, output in enumerate(kept):
