@@ -18,7 +18,6 @@ each pixel tile, output once.
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -112,22 +111,29 @@ class Conv2dShape:
 
 
 def heuristic_config(
-    shape: Conv2dShape, target: CpuTarget, vector_choices: Sequence[int] = (1, 2, 3, 4, 6)
+    shape: Conv2dShape, target: CpuTarget, *, streams_weights: bool | None = None
 ) -> Conv2dConfig:
     """The tile with the fewest estimated cycles: multiply-adds and loads of whole tiles.
 
     A core of the target starts two vector loads and two 256-bit (one 512-bit) multiply-adds in a
     cycle, the common measure of AVX2 and double-pumped AVX-512 machines.
+
+    Args:
+        shape: the convolution.
+        target: the CPU.
+        streams_weights: whether weights come from memory rather than from a cache; by default if
+            they are larger than the input. They then want at least two vectors in a tile: with
+            one, each load is a cache line from another place, at half the speed.
     """
+    weights_outer = _weights_dominate(shape)
+    streams = weights_outer if streams_weights is None else streams_weights
     best: tuple[float, int, Conv2dConfig] | None = None
     # One register for weights per vector, one for the broadcast input.
     for lanes in target.lane_choices(shape.itemsize):
-        for vectors in vector_choices:
+        for vectors in (2, 3, 4, 6) if streams else (1, 2, 3, 4, 6):
             budget = target.vector_registers - vectors - 1
             for rows, columns in _pixel_tiles(shape, budget // vectors):
-                config = Conv2dConfig(
-                    rows, columns, vectors, lanes, budget, _weights_dominate(shape)
-                )
+                config = Conv2dConfig(rows, columns, vectors, lanes, budget, weights_outer)
                 score = estimated_cycles(shape, config)
                 key = (score, -config.accumulators, config)
                 if best is None or key[:2] < best[:2]:
@@ -232,7 +238,8 @@ def schedule_conv2d(schedule: s_tir.Schedule, config: Conv2dConfig) -> None:
     1. Inline what comes before the sum except its padding, and the epilogue into its last block.
     2. Tile the sum; unroll a tile's pixels, vectorise its channels.
     3. Compute the last block on each tile, while the sum is in registers.
-    4. Run the outermost loop in parallel where the work pays for the threads.
+    4. Run the loops over tiles in parallel where the work pays for the threads: all of them, so
+       that threads get equal shares, but not those over channels inside the pixels.
     5. Initialise the tile before the reduction, in registers as well.
     6. Pad in parallel, by rows.
     """
@@ -259,7 +266,7 @@ def schedule_conv2d(schedule: s_tir.Schedule, config: Conv2dConfig) -> None:
     schedule.reverse_compute_at(last, outer[-1])
     schedule.set_scope(block, 0, "local")
     # 4
-    parallel = outer[0] if config.weights_outer else schedule.fuse(n, y_outer)
+    parallel = schedule.fuse(*(outer if config.weights_outer else outer[:-1]))
     depth = len(schedule.get_loops(block)) - len((i, j, k, *tile))
     if work >= PARALLEL_WORK:
         schedule.parallel(parallel)

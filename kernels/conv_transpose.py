@@ -61,8 +61,8 @@ class TransposedShape:
 
     def phases(self) -> Conv2dShape:
         """The convolution that computes all phases."""
-        top, bottom, _ = self._extent(0, self.height, self.out_height)
-        left, right, _ = self._extent(1, self.width, self.out_width)
+        top, bottom = self._extent(0, self.height, self.out_height)
+        left, right = self._extent(1, self.width, self.out_width)
         return Conv2dShape(
             self.height,
             self.width,
@@ -79,12 +79,12 @@ class TransposedShape:
         """The least q on an axis that an output needs."""
         return self.padding[axis] // self.strides[axis]
 
-    def _extent(self, axis: int, size: int, out_size: int) -> tuple[int, int, int]:
-        """Padding of the input before and after, which may be negative, and the count of q."""
+    def _extent(self, axis: int, size: int, out_size: int) -> tuple[int, int]:
+        """Padding of the input before and after; what is negative is cut off instead."""
         last = (self.padding[axis] + out_size - 1) // self.strides[axis]
         count = last - self.first(axis) + 1
         before = self.taps[axis] - 1 - self.first(axis)
-        return before, count + self.taps[axis] - 1 - size - before, count
+        return before, count + self.taps[axis] - 1 - size - before
 
 
 def phase_weights(

@@ -147,8 +147,7 @@ def winograd_config(shape: Conv2dShape, target: CpuTarget) -> WinogradConfig | N
         return NoMatch(f"Winograd takes channels in multiples of {narrowest}")
     outputs = 4
     tiles = tile_shape(shape, outputs)
-    # Weights that stream from memory want long rows: one vector a row halves the speed.
-    product = heuristic_config(tiles, target, (2, 3, 4, 6))
+    product = heuristic_config(tiles, target, streams_weights=True)
     places = (outputs + KERNEL - 1) ** 2
     input_lanes = _widest(shape.in_channels, target, shape.itemsize)
     lanes = _widest(shape.out_channels, target, shape.itemsize)

@@ -18,7 +18,9 @@ from leakyforge.runtime.startup import Startup, measure_startup
 from leakyforge.runtime.tensors import Array, format_shape
 
 OURS = "leakyforge"
-_TURN_SECONDS = 0.01
+_PAUSE_SECONDS = 0.05
+_WARM_SECONDS = 0.01
+_TURN_SECONDS = 0.03
 _LEAST_SAMPLES = 10
 
 
@@ -68,7 +70,7 @@ def bench(
 ) -> BenchReport:
     """Time an artifact beside ONNX Runtime, and beside OpenVINO where that is installed.
 
-    The engines take turns of 10 ms, so that a disturbance of the machine meets all of them.
+    The engines take turns of 30 ms, so that a disturbance of the machine meets all of them.
 
     Args:
         artifact: the artifact's path.
@@ -134,22 +136,24 @@ def _peers(proto: Any, feeds: Mapping[str, Array], threads: int) -> dict[str, Ca
 def _interleave(engines: Mapping[str, Callable[[], Any]], seconds: float) -> dict[str, list[float]]:
     """Seconds of each call, the engines in turn, until the time is up.
 
-    In its turn an engine first runs without being counted, at least once: worker threads of the
-    one before it still spin for a while, and caches hold that one's weights.
+    Before a turn there is a pause, since the worker threads of the engine before it go on
+    spinning for up to 40 ms; then the engine runs without being counted, at least once, since its
+    own threads sleep and the caches hold another engine's weights.
     """
     samples: dict[str, list[float]] = {name: [] for name in engines}
     deadline = time.perf_counter() + seconds
     while time.perf_counter() < deadline or len(next(iter(samples.values()))) < _LEAST_SAMPLES:
         for name, call in engines.items():
-            _turn(call)
-            samples[name] += _turn(call)
+            time.sleep(_PAUSE_SECONDS)
+            _turn(call, _WARM_SECONDS)
+            samples[name] += _turn(call, _TURN_SECONDS)
     return samples
 
 
-def _turn(call: Callable[[], Any]) -> list[float]:
-    """Seconds of each of the calls that fit into a turn, at least one."""
+def _turn(call: Callable[[], Any], seconds: float) -> list[float]:
+    """Seconds of each of the calls that fit into a time, at least one."""
     times: list[float] = []
-    while sum(times) < _TURN_SECONDS:
+    while sum(times) < seconds:
         start = time.perf_counter()
         call()
         times.append(time.perf_counter() - start)
