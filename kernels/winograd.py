@@ -37,6 +37,7 @@ from leakyforge.kernels.schedules import (
     block_names,
     inline_consumers,
     inline_producers,
+    loop_extent,
     read_config,
     schedule_elementwise,
     vectorize_and_unroll,
@@ -46,9 +47,13 @@ from leakyforge.kernels.target import CpuTarget
 BLOCK = "leakyforge_winograd"
 CONFIG = "leakyforge.winograd"
 KERNEL = 3
-_POINTS = (Fraction(0), Fraction(1), Fraction(-1), Fraction(1, 2), Fraction(-2))
-# Bytes of transformed weights that leave room for V and M in a second-level cache of 512 KiB.
-_CACHED_WEIGHTS = 320 << 10
+_POINTS = (Fraction(0), Fraction(1), Fraction(-1), Fraction(1, 2), Fraction(-2), Fraction(-1,2), Fraction(2))
+# Bytes of transformed weights up to which reading them for every block was not slower than stages
+# one after the other, measured on Zen 5 and for AVX2 there.
+_CACHED_WEIGHTS = 2 << 20
+# Tiles in a block, at least: V and M then fit a second-level cache of 512 KiB, whose weights are
+# used eight times.
+_BLOCK_TILES = 8
 # Cycles to transform one tile of one vector of channels, measured for m = 4 on Zen 4.
 _TRANSFORM_CYCLES = 300.0
 
@@ -67,7 +72,8 @@ class WinogradConfig:
         lanes: output channels in a vector.
         input_lanes: input channels in a vector.
         registers: vector registers that a register tile may use.
-        by_rows: all stages for one row of register tiles at a time.
+        block: columns of tiles that a thread takes through all stages at a time, a multiple of
+            `columns`; 0 where the stages run one after the other.
     """
 
     outputs: int
@@ -77,7 +83,7 @@ class WinogradConfig:
     lanes: int
     input_lanes: int
     registers: int
-    by_rows: bool
+    block: int
 
     def __post_init__(self) -> None:
         """Check the register budget."""
@@ -169,8 +175,13 @@ def winograd_config(shape: Conv2dShape, target: CpuTarget) -> WinogradConfig | N
         lanes,
         input_lanes,
         product.registers,
-        by_rows=weights <= _CACHED_WEIGHTS,
+        block=_whole(_BLOCK_TILES, product.columns) if weights <= _CACHED_WEIGHTS else 0,
     )
+
+
+def _whole(least: int, step: int) -> int:
+    """The smallest multiple of `step` that is not below `least`."""
+    return math.ceil(least / step) * step
 
 
 def _widest(channels: int, target: CpuTarget, itemsize: int) -> int:
@@ -215,8 +226,9 @@ def winograd(
     m, size = config.outputs, config.size
     matrices = cook_toom(m)
     top, left, _, _ = shape.padding
-    rows = math.ceil(math.ceil(shape.out_height / m) / config.rows) * config.rows
-    columns = math.ceil(math.ceil(shape.out_width / m) / config.columns) * config.columns
+    rows = _whole(math.ceil(shape.out_height / m), config.rows)
+    step = config.block or config.columns
+    columns = _whole(math.ceil(shape.out_width / m), step)
     channels = packed.shape[1] * config.channels
     source = te.compute(
         (batch, rows * m + 2, columns * m + 2, shape.in_channels),
@@ -229,24 +241,24 @@ def winograd(
     )
     # In both transforms: first the rows of every tile, then its columns.
     half = te.compute(
-        (size, size, batch, rows, columns, shape.in_channels),
-        lambda i, j, n, y, x, k: _combine(
+        (batch, rows, columns, size, size, shape.in_channels),
+        lambda n, y, x, i, j, k: _combine(
             matrices.input, i, lambda a: source[n, y * m + a, x * m + j, k], dtype
         ),
         name="input_rows",
     )
     transformed = te.compute(
         half.shape,
-        lambda i, j, n, y, x, k: _combine(
-            matrices.input, j, lambda b: half[i, b, n, y, x, k], dtype
+        lambda n, y, x, i, j, k: _combine(
+            matrices.input, j, lambda b: half[n, y, x, i, b, k], dtype
         ),
         name="input",
     )
     k = te.reduce_axis((0, shape.in_channels), "k")
     product = te.compute(
-        (size * size, batch, rows, columns, channels),
-        lambda g, n, y, x, c: te.sum(
-            transformed[g // size, g % size, n, y, x, k]
+        (batch, rows, columns, size * size, channels),
+        lambda n, y, x, g, c: te.sum(
+            transformed[n, y, x, g // size, g % size, k]
             * packed[g, c // config.channels, k, c % config.channels],
             axis=[k],
         ),
@@ -256,7 +268,7 @@ def winograd(
     half_output = te.compute(
         (m, size, batch, rows, columns, shape.out_channels),
         lambda i, j, n, y, x, c: _combine(
-            matrices.output, i, lambda a: product[a * size + j, n, y, x, c], dtype
+            matrices.output, i, lambda a: product[n, y, x, a * size + j, c], dtype
         ),
         name="output_rows",
     )
@@ -309,27 +321,35 @@ def schedule_winograd(schedule: s_tir.Schedule, config: WinogradConfig) -> None:
     # 2
     n, y, x, c = schedule.get_loops(last)
     y_block, y_tile, y_inner = schedule.split(y, [None, config.rows, config.outputs])
-    x_outer, x_inner = schedule.split(x, [None, config.outputs])
+    # Without blocks, one that is as wide as the output.
+    columns = config.block or math.ceil((loop_extent(schedule, x) or 1) / config.outputs)
+    x_block, x_tile, x_inner = schedule.split(x, [None, columns, config.outputs])
     c_outer, lane = schedule.split(c, [None, config.lanes])
-    schedule.reorder(n, y_block, y_tile, x_outer, c_outer, y_inner, x_inner, lane)
+    schedule.reorder(n, y_block, x_block, y_tile, x_tile, c_outer, y_inner, x_inner, lane)
     for stage in (output, half_output):
         schedule.compute_at(stage, c_outer, preserve_unit_loops=True)
         schedule.set_scope(stage, 0, "local")
-    depth = 5
+    depth = 6
     for stage in (half_output, output, last):
         vectorize_and_unroll(schedule, schedule.get_loops(stage)[depth:], config.lanes)
-    row = schedule.fuse(n, y_block)
-    schedule.parallel(row)
+    outer = schedule.fuse(n, y_block, x_block)
+    schedule.parallel(outer)
     # 3
-    if config.by_rows:
-        schedule.compute_at(block, row, preserve_unit_loops=True)
-        schedule.compute_at(transformed, row, preserve_unit_loops=True)
-    _schedule_product(schedule, block, config, outer=int(config.by_rows))
+    if config.block:
+        schedule.compute_at(block, outer, preserve_unit_loops=True)
+        schedule.compute_at(transformed, outer, preserve_unit_loops=True)
+    _schedule_product(schedule, block, config, outer=int(config.block > 0))
     # 4
-    _schedule_input(schedule, transformed, half, config, outer=int(config.by_rows))
+    _schedule_input(schedule, transformed, half, config, outer=int(config.block > 0))
     # 5
     for pad in pads:
-        schedule_elementwise(schedule, pad, config.input_lanes)
+        if config.block:
+            schedule.compute_at(pad, outer, preserve_unit_loops=True)
+            *_, channel = schedule.get_loops(pad)
+            _, lane = schedule.split(channel, [None, config.input_lanes])
+            schedule.vectorize(lane)
+        else:
+            schedule_elementwise(schedule, pad, config.input_lanes)
 
 
 def _schedule_product(
@@ -342,7 +362,7 @@ def _schedule_product(
 
     The places are the outermost loop, and run in parallel where no loop around them does.
     """
-    g, n, y, x, c, k = schedule.get_loops(block)[outer:]
+    n, y, x, g, c, k = schedule.get_loops(block)[outer:]
     y_outer, y_inner = schedule.split(y, [None, config.rows])
     x_outer, x_inner = schedule.split(x, [None, config.columns])
     c_outer, vector, lane = schedule.split(c, [None, config.vectors, config.lanes])
@@ -369,7 +389,7 @@ def _schedule_input(
     outer: int,
 ) -> None:
     """Transform one tile and one vector of channels at a time; `outer` loops are around it."""
-    i, j, n, y, x, k = schedule.get_loops(transformed)[outer:]
+    n, y, x, i, j, k = schedule.get_loops(transformed)[outer:]
     k_outer, lane = schedule.split(k, [None, config.input_lanes])
     schedule.reorder(n, y, x, k_outer, i, j, lane)
     schedule.compute_at(half, k_outer, preserve_unit_loops=True)
