@@ -115,8 +115,7 @@ def heuristic_config(
 ) -> Conv2dConfig:
     """The tile with the fewest estimated cycles: multiply-adds and loads of whole tiles.
 
-    A core of the target starts two vector loads and two 256-bit (one 512-bit) multiply-adds in a
-    cycle, the common measure of AVX2 and double-pumped AVX-512 machines.
+    A core starts two loads of its widest vector in a cycle, and `multiply_add_bits` of sums.
 
     Args:
         shape: the convolution.
@@ -127,19 +126,24 @@ def heuristic_config(
     """
     weights_outer = _weights_dominate(shape)
     streams = weights_outer if streams_weights is None else streams_weights
-    best: tuple[float, int, Conv2dConfig] | None = None
+    best: tuple[tuple[bool, float, int], Conv2dConfig] | None = None
     # One register for weights per vector, one for the broadcast input.
     for lanes in target.lane_choices(shape.itemsize):
-        for vectors in (2, 3, 4, 6) if streams else (1, 2, 3, 4, 6):
+        for vectors in (2, 3, 4, 5, 6) if streams else (1, 2, 3, 4, 5, 6):
             budget = target.vector_registers - vectors - 1
             for rows, columns in _pixel_tiles(shape, budget // vectors):
                 config = Conv2dConfig(rows, columns, vectors, lanes, budget, weights_outer)
-                score = estimated_cycles(shape, config)
-                key = (score, -config.accumulators, config)
-                if best is None or key[:2] < best[:2]:
-                    best = key
+                score = estimated_cycles(shape, config, target)
+                key = (_cuts_a_tile(shape, config), score, -config.accumulators)
+                if best is None or key < best[0]:
+                    best = key, config
     assert best is not None
-    return best[2]
+    return best[1]
+
+
+def _cuts_a_tile(shape: Conv2dShape, config: Conv2dConfig) -> bool:
+    """Whether the last of several channel tiles is cut: its guard makes all epilogues scalar."""
+    return shape.out_channels > config.channels and shape.out_channels % config.channels != 0
 
 
 def _pixel_tiles(shape: Conv2dShape, limit: int) -> list[tuple[int, int]]:
@@ -156,18 +160,20 @@ def _weights_dominate(shape: Conv2dShape) -> bool:
     return weights > shape.height * shape.width * shape.in_channels
 
 
-def estimated_cycles(shape: Conv2dShape, config: Conv2dConfig) -> float:
-    """Estimated cycles for one reduction step over the whole output."""
+def estimated_cycles(shape: Conv2dShape, config: Conv2dConfig, target: CpuTarget) -> float:
+    """Estimated cycles of a core for one reduction step over the whole output."""
     tiles = (
         math.ceil(shape.out_height / config.rows)
         * math.ceil(shape.out_width / config.columns)
         * math.ceil(shape.out_channels / config.channels)
     )
-    width = config.lanes * shape.itemsize / 32
-    multiply_adds = config.accumulators * max(width, 1.0) / 2
-    loads = (config.rows * config.columns + config.vectors * max(width / 2, 1.0)) / 2
+    bits = 8 * config.lanes * shape.itemsize
+    # In cycles for one vector; two start in each, of any width up to the unit's.
+    each = max(bits / target.multiply_add_bits, 0.5)
+    broadcasts = config.rows * config.columns
+    loads = (broadcasts + config.vectors) / 2
     # A multiply-add has a latency of four cycles: fewer accumulators than that leave gaps.
-    return tiles * max(multiply_adds, loads, 4.0)
+    return tiles * max(config.accumulators * each, loads, 4.0)
 
 
 def pack_weights(weight: npt.NDArray[np.generic], config: Conv2dConfig) -> npt.NDArray[np.generic]:

@@ -70,7 +70,9 @@ def inline_consumers(schedule: s_tir.Schedule, block: SBlockRV) -> SBlockRV:
 
 
 def vectorize_and_unroll(schedule: s_tir.Schedule, loops: Sequence[LoopRV], lanes: int) -> None:
-    """Vectorise the last loop where whole vectors fill it; unroll the others and what is left.
+    """Vectorise the last loop where vectors fill it; unroll the others and what is left.
+
+    Vectors are of `lanes` elements, or of half or a quarter of them where only those fill the loop.
 
     A tile's memory becomes registers only when every index into it is a constant.
     """
@@ -78,8 +80,10 @@ def vectorize_and_unroll(schedule: s_tir.Schedule, loops: Sequence[LoopRV], lane
         return
     *outer, last = loops
     extent = loop_extent(schedule, last)
-    if extent is not None and extent % lanes == 0 and not _is_guarded(schedule, last):
-        vector, lane = schedule.split(last, [None, lanes])
+    fitting = [width for width in (lanes, lanes // 2, lanes // 4)
+               if width > 1 and extent is not None and extent % width == 0]  # fmt: skip
+    if fitting and not _is_guarded(schedule, last):
+        vector, lane = schedule.split(last, [None, fitting[0]])
         schedule.vectorize(lane)
         outer.append(vector)
     else:

@@ -45,6 +45,14 @@ class CpuTarget:
         """Vector registers that the instruction set names."""
         return 32 if "avx512vl" in self.features else 16
 
+    @property
+    def multiply_add_bits(self) -> int:
+        """Width of the multiply-adds that a core starts in a cycle, in bits.
+
+        Two vectors everywhere; before Zen 5, AMD runs one of 512 bits as two halves.
+        """
+        return 2 * min(self.vector_bits, 256 if self.name == "znver4" else 512)
+
     def lane_choices(self, itemsize: int) -> tuple[int, ...]:
         """Elements of `itemsize` bytes in a vector, widest first, down to 128 bits."""
         widths = (bits for bits in (512, 256, 128) if bits <= self.vector_bits)

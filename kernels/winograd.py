@@ -47,7 +47,15 @@ from leakyforge.kernels.target import CpuTarget
 BLOCK = "leakyforge_winograd"
 CONFIG = "leakyforge.winograd"
 KERNEL = 3
-_POINTS = (Fraction(0), Fraction(1), Fraction(-1), Fraction(1, 2), Fraction(-2), Fraction(-1,2), Fraction(2))
+_POINTS = (
+    Fraction(0),
+    Fraction(1),
+    Fraction(-1),
+    Fraction(1, 2),
+    Fraction(-2),
+    Fraction(-1, 2),
+    Fraction(2),
+)
 # Bytes of transformed weights up to which reading them for every block was not slower than stages
 # one after the other, measured on Zen 5 and for AVX2 there.
 _CACHED_WEIGHTS = 2 << 20
@@ -160,8 +168,11 @@ def winograd_config(shape: Conv2dShape, target: CpuTarget) -> WinogradConfig | N
     vectors = shape.in_channels / input_lanes + shape.out_channels / lanes
     count = tiles.height * tiles.width
     steps = shape.in_channels
-    direct = estimated_cycles(shape, heuristic_config(shape, target)) * KERNEL**2 * steps
-    ours = estimated_cycles(tiles, product) * places * steps + _TRANSFORM_CYCLES * count * vectors
+    direct = estimated_cycles(shape, heuristic_config(shape, target), target) * KERNEL**2 * steps
+    ours = (
+        estimated_cycles(tiles, product, target) * places * steps
+        + _TRANSFORM_CYCLES * count * vectors
+    )
     if ours > direct:
         return NoMatch(f"Winograd is estimated at {ours / direct:.2f} of the direct time")
     weights = places * shape.in_channels * shape.out_channels * shape.itemsize
