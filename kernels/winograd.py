@@ -1,29 +1,35 @@
-"""Winograd convolution F(m x m, 3 x 3): fewer multiplications for 3x3 kernels of stride 1.
+"""Winograd convolution F(m x m, r x r): fewer multiplications for kernels of 3x3, and of 2x2.
 
-    Y = A' [ sum over k of (G g G') * (B' d B) ] A        for each tile d of (m + 2) x (m + 2)
+    Y = A' [ sum over k of (G g G') * (B' d B) ] A'    for each tile d of (m + r - 1) x (m + r - 1)
 
 (Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks", CVPR 2016, section 4.1.) A
-tile of m x m outputs takes (m + 2)^2 multiplications for each pair of channels instead of 9 m^2:
-for m = 4, a quarter. G g G' is computed at compile time, in float64.
+tile of m x m outputs takes (m + r - 1)^2 multiplications for each pair of channels instead of
+m^2 r^2: for F(4, 3) a quarter. G g G' is computed at compile time, in float64.
+
+A convolution of stride 2 is one of stride 1 over the four phases of its input as channels, with a
+kernel of half the size: 4x4 becomes 2x2. Transposed convolutions come here as 2x2 ones too.
 
 The matrices come from the Cook-Toom construction over rational points. Points decide the error:
 0, 1, -1, 1/2, -2 lose a third of what the usual 0, 1, -1, 2, -2 lose (Barabasz et al., "Error
 Analysis and Improving the Accuracy of Winograd Convolution for Deep Neural Networks", ACM TOMS
 46(4), 2020), about as much as a sum of 64 times the length; the tolerance stays that of the sum.
+F(6, 3) can be built but is never chosen: it was not faster than F(4, 3) on the layers of RRDBNet
+(256x256x64: 3.8 against 3.5 ms) and its error was four to six times as large.
 
     stage    input          for tiles, channel vectors:  V = B' d B             (registers)
-             product        for (m + 2)^2 places:  M = V U, register-tiled as in `conv2d`
+             product        for (m + r - 1)^2 places:  M = V U, register-tiled as in `conv2d`
              output         for tiles, channel vectors:  Y = A' M A, bias, LeakyRelu, ...
 
-Where the transformed weights fit a core's cache, a thread takes a row of tiles through all three
-stages, and V and M never leave that cache; elsewhere the stages run one after the other, and the
-product reads the weights once.
+Where the transformed weights fit a core's cache, a thread takes a block of tiles through all
+stages, padding included, and V and M never leave that cache; elsewhere the stages run one after
+the other, and the product reads the weights once. A tile's places lie one after the other in V and
+M: with tiles inside of places the strides between places are powers of two, and evict one another.
 """
 
 import functools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 
 import numpy as np
@@ -31,7 +37,13 @@ import numpy.typing as npt
 from tvm import ir, s_tir, te, tirx
 
 from leakyforge.kernels.conv2d import BLOCK as DIRECT
-from leakyforge.kernels.conv2d import DECLINED, Conv2dShape, estimated_cycles, heuristic_config
+from leakyforge.kernels.conv2d import (
+    DECLINED,
+    Conv2dConfig,
+    Conv2dShape,
+    estimated_cycles,
+    heuristic_config,
+)
 from leakyforge.kernels.schedules import (
     NoMatch,
     block_names,
@@ -46,7 +58,6 @@ from leakyforge.kernels.target import CpuTarget
 
 BLOCK = "leakyforge_winograd"
 CONFIG = "leakyforge.winograd"
-KERNEL = 3
 _POINTS = (
     Fraction(0),
     Fraction(1),
@@ -62,8 +73,12 @@ _CACHED_WEIGHTS = 2 << 20
 # Tiles in a block, at least: V and M then fit a second-level cache of 512 KiB, whose weights are
 # used eight times.
 _BLOCK_TILES = 8
-# Cycles to transform one tile of one vector of channels, measured for m = 4 on Zen 4.
-_TRANSFORM_CYCLES = 300.0
+# Cycles to transform one place of one vector of channels, measured for F(4, 3) on Zen 4 and 5.
+_TRANSFORM_CYCLES = 8.0
+# Bytes of weights that all cores together read in a cycle, from memory and from a shared cache.
+_MEMORY_BYTES, _CACHE_BYTES, _SHARED_CACHE = 8.0, 24.0, 16 << 20
+# m to choose from, by r.
+_OUTPUTS = {2: (2, 3, 4), 3: (2, 4)}
 
 Matrix = npt.NDArray[np.float64]
 
@@ -74,6 +89,7 @@ class WinogradConfig:
 
     Attributes:
         outputs: m, rows and columns of outputs in a tile.
+        kernel: r, rows and columns of the kernel, at stride 1.
         rows: rows of tiles in a register tile of the product.
         columns: columns of tiles in a register tile of the product.
         vectors: vectors of output channels in a register tile of the product.
@@ -85,6 +101,7 @@ class WinogradConfig:
     """
 
     outputs: int
+    kernel: int
     rows: int
     columns: int
     vectors: int
@@ -102,7 +119,7 @@ class WinogradConfig:
     @property
     def size(self) -> int:
         """Rows and columns of an input tile."""
-        return self.outputs + KERNEL - 1
+        return self.outputs + self.kernel - 1
 
     @property
     def channels(self) -> int:
@@ -112,21 +129,21 @@ class WinogradConfig:
 
 @dataclass(frozen=True)
 class Transform:
-    """The three matrices of F(m, 3), for one dimension."""
+    """The three matrices of F(m, r), for one dimension."""
 
-    output: Matrix  # A', m x (m + 2)
-    kernel: Matrix  # G, (m + 2) x 3
-    input: Matrix  # B', (m + 2) x (m + 2)
+    output: Matrix  # A', m x (m + r - 1)
+    kernel: Matrix  # G, (m + r - 1) x r
+    input: Matrix  # B', (m + r - 1) x (m + r - 1)
 
 
 @functools.cache
-def cook_toom(outputs: int) -> Transform:
-    """Matrices of F(outputs, 3) over the first points and infinity.
+def cook_toom(outputs: int, kernel: int) -> Transform:
+    """Matrices of F(outputs, kernel) over the first points and infinity.
 
     Column j of A' and row j of G evaluate a polynomial at point j, G divided by the product of the
     point's distances from the others; row j of B' holds the polynomial that vanishes at the others.
     """
-    points = _POINTS[: outputs + KERNEL - 2]
+    points = _POINTS[: outputs + kernel - 2]
     one, zero = Fraction(1), Fraction(0)
     evaluate = [[point**i for point in points] + [one if i == outputs - 1 else zero]
                 for i in range(outputs)]  # fmt: skip
@@ -134,9 +151,9 @@ def cook_toom(outputs: int) -> Transform:
     for point in points:
         others = [other for other in points if other != point]
         distance = math.prod((point - other for other in others), start=one)
-        scaled.append([point**i / distance for i in range(KERNEL)])
+        scaled.append([point**i / distance for i in range(kernel)])
         vanishing.append([*_polynomial(others), zero])
-    scaled.append([zero] * (KERNEL - 1) + [one])
+    scaled.append([zero] * (kernel - 1) + [one])
     vanishing.append(_polynomial(points))
     matrices = (np.array(rows, dtype=np.float64) for rows in (evaluate, scaled, vanishing))
     return Transform(*matrices)
@@ -154,40 +171,81 @@ def _polynomial(roots: Sequence[Fraction]) -> list[Fraction]:
 
 def winograd_config(shape: Conv2dShape, target: CpuTarget) -> WinogradConfig | NoMatch:
     """Sizes for a convolution, or why it is computed directly."""
-    if shape.kernel != (KERNEL, KERNEL) or shape.strides != (1, 1) or shape.dilation != (1, 1):
-        return NoMatch("Winograd takes 3x3 kernels of stride 1 and dilation 1")
+    stride = shape.strides[0]
+    kernel = math.ceil(shape.kernel[0] / stride)
+    if (
+        shape.kernel not in ((2, 2), (3, 3), (4, 4))
+        or shape.strides not in ((1, 1), (2, 2))
+        or shape.dilation != (1, 1)
+        or kernel * stride != shape.kernel[0]
+        or kernel not in _OUTPUTS
+    ):
+        return NoMatch("Winograd takes 2x2 and 3x3 kernels of stride 1 and 4x4 ones of stride 2")
     narrowest = target.lane_choices(shape.itemsize)[-1]
     if shape.in_channels % narrowest or shape.out_channels % narrowest:
         return NoMatch(f"Winograd takes channels in multiples of {narrowest}")
-    outputs = 4
-    tiles = tile_shape(shape, outputs)
-    product = heuristic_config(tiles, target, streams_weights=True)
-    places = (outputs + KERNEL - 1) ** 2
-    input_lanes = _widest(shape.in_channels, target, shape.itemsize)
-    lanes = _widest(shape.out_channels, target, shape.itemsize)
-    vectors = shape.in_channels / input_lanes + shape.out_channels / lanes
-    count = tiles.height * tiles.width
-    steps = shape.in_channels
-    direct = estimated_cycles(shape, heuristic_config(shape, target), target) * KERNEL**2 * steps
-    ours = (
-        estimated_cycles(tiles, product, target) * places * steps
-        + _TRANSFORM_CYCLES * count * vectors
+    configs = [_config(shape, target, outputs, kernel) for outputs in _OUTPUTS[kernel]]
+    ours, config = min(
+        ((_winograd_cycles(shape, target, config), config) for config in configs),
+        key=lambda pair: pair[0],
+    )
+    weights = math.prod(shape.kernel) * shape.in_channels * shape.out_channels
+    steps = math.prod(shape.kernel) * shape.in_channels
+    direct = _bound(
+        estimated_cycles(shape, heuristic_config(shape, target), target) * steps,
+        weights * shape.itemsize,
+        target,
     )
     if ours > direct:
         return NoMatch(f"Winograd is estimated at {ours / direct:.2f} of the direct time")
-    weights = places * shape.in_channels * shape.out_channels * shape.itemsize
+    return config
+
+
+def _config(shape: Conv2dShape, target: CpuTarget, outputs: int, kernel: int) -> WinogradConfig:
+    """Sizes for a convolution in tiles of `outputs`."""
+    product = heuristic_config(tile_shape(shape, outputs), target, streams_weights=True)
+    lanes = _widest(shape.out_channels, target, shape.itemsize)
     # Whole vectors and register tiles only: what crops them would be scalar code.
     fitting = (v for v in range(product.vectors, 0, -1) if shape.out_channels % (v * lanes) == 0)
-    return WinogradConfig(
+    config = WinogradConfig(
         outputs,
+        kernel,
         product.rows,
         product.columns,
         next(fitting),
         lanes,
-        input_lanes,
+        _widest(shape.in_channels, target, shape.itemsize),
         product.registers,
-        block=_whole(_BLOCK_TILES, product.columns) if weights <= _CACHED_WEIGHTS else 0,
+        block=_whole(_BLOCK_TILES, product.columns),
     )
+    if _weight_bytes(shape, config) > _CACHED_WEIGHTS:
+        return replace(config, block=0)
+    return config
+
+
+def _weight_bytes(shape: Conv2dShape, config: WinogradConfig) -> int:
+    """Bytes of the transformed weights."""
+    phases = math.prod(shape.strides)
+    return config.size**2 * phases * shape.in_channels * shape.out_channels * shape.itemsize
+
+
+def _winograd_cycles(shape: Conv2dShape, target: CpuTarget, config: WinogradConfig) -> float:
+    """Estimated cycles of all stages."""
+    tiles = tile_shape(shape, config.outputs)
+    product = Conv2dConfig(
+        config.rows, config.columns, config.vectors, config.lanes, config.registers, True
+    )
+    steps = math.prod(shape.strides) * shape.in_channels
+    vectors = steps / config.input_lanes + shape.out_channels / config.lanes
+    each = estimated_cycles(tiles, product, target) * steps
+    each += _TRANSFORM_CYCLES * tiles.height * tiles.width * vectors
+    return _bound(config.size**2 * each, _weight_bytes(shape, config), target)
+
+
+def _bound(cycles: float, weight_bytes: int, target: CpuTarget) -> float:
+    """Cycles of all cores at work, or those in which the weights can be read."""
+    rate = _CACHE_BYTES if weight_bytes <= _SHARED_CACHE else _MEMORY_BYTES
+    return max(cycles / target.num_cores, weight_bytes / rate)
 
 
 def _whole(least: int, step: int) -> int:
@@ -218,8 +276,15 @@ def tile_shape(shape: Conv2dShape, outputs: int) -> Conv2dShape:
 def transform_weights(
     weight: npt.NDArray[np.generic], config: WinogradConfig
 ) -> npt.NDArray[np.generic]:
-    """Weights [out][3][3][in] as [place][out tile][in][out in tile]: G g G', packed."""
-    matrix = cook_toom(config.outputs).kernel
+    """Weights [out][row][column][in] as [place][out tile][in][out in tile]: G g G', packed.
+
+    For a stride of 2, `in` is of four phases, each of all input channels.
+    """
+    matrix = cook_toom(config.outputs, config.kernel).kernel
+    out_channels, r = weight.shape[0], config.kernel
+    stride = weight.shape[1] // r
+    phases = weight.astype(np.float64).reshape(out_channels, r, stride, r, stride, -1)
+    weight = phases.transpose(0, 1, 3, 2, 4, 5).reshape(out_channels, r, r, -1).astype(weight.dtype)
     transformed = np.einsum("xi,oijk,yj->xyok", matrix, weight.astype(np.float64), matrix)
     places, out_channels, in_channels = config.size**2, weight.shape[0], weight.shape[3]
     tiles = math.ceil(out_channels / config.channels)
@@ -234,25 +299,31 @@ def winograd(
 ) -> te.Tensor:
     """Convolution over [n, y, x, k] with transformed weights; returns [n, y, x, c]."""
     batch, dtype = data.shape[0], data.dtype
-    m, size = config.outputs, config.size
-    matrices = cook_toom(m)
+    m, size, stride = config.outputs, config.size, shape.strides[0]
+    matrices = cook_toom(m, config.kernel)
+    in_channels = shape.in_channels * stride**2
     top, left, _, _ = shape.padding
     rows = _whole(math.ceil(shape.out_height / m), config.rows)
     step = config.block or config.columns
     columns = _whole(math.ceil(shape.out_width / m), step)
     channels = packed.shape[1] * config.channels
+
+    def padded(n: ir.Expr, y: ir.Expr, x: ir.Expr, k: ir.Expr) -> ir.Expr:
+        phase = k // shape.in_channels
+        row, column = y * stride + phase // stride, x * stride + phase % stride
+        inside = tirx.all(
+            row >= top, row < top + shape.height, column >= left, column < left + shape.width
+        )
+        value = data[n, row - top, column - left, k % shape.in_channels]
+        return tirx.if_then_else(inside, value, tirx.const(0, dtype))
+
+    overlap = config.kernel - 1
     source = te.compute(
-        (batch, rows * m + 2, columns * m + 2, shape.in_channels),
-        lambda n, y, x, k: tirx.if_then_else(
-            tirx.all(y >= top, y < top + shape.height, x >= left, x < left + shape.width),
-            data[n, y - top, x - left, k],
-            tirx.const(0, dtype),
-        ),
-        name="pad",
+        (batch, rows * m + overlap, columns * m + overlap, in_channels), padded, name="pad"
     )
     # In both transforms: first the rows of every tile, then its columns.
     half = te.compute(
-        (batch, rows, columns, size, size, shape.in_channels),
+        (batch, rows, columns, size, size, in_channels),
         lambda n, y, x, i, j, k: _combine(
             matrices.input, i, lambda a: source[n, y * m + a, x * m + j, k], dtype
         ),
@@ -265,7 +336,7 @@ def winograd(
         ),
         name="input",
     )
-    k = te.reduce_axis((0, shape.in_channels), "k")
+    k = te.reduce_axis((0, in_channels), "k")
     product = te.compute(
         (batch, rows, columns, size * size, channels),
         lambda n, y, x, g, c: te.sum(
