@@ -192,11 +192,13 @@ def conv2d(
     shape: Conv2dShape,
     config: Conv2dConfig,
     declined: str = "it is a product of matrices",
+    copies: bool = False,
 ) -> te.Tensor:
     """Convolution over [n, y, x, k] with packed weights; returns [n, y, x, c].
 
     The tile sizes need not divide the output: the sum is taken over whole tiles, of which `crop`
-    keeps what is inside. `declined` says why it is not a Winograd convolution.
+    keeps what is inside. `declined` says why it is not a Winograd convolution; `copies` asks for a
+    copy of `data` where it needs no padding, since reading it takes several steps.
     """
     batch = data.shape[0]
     (stride_y, stride_x), (step_y, step_x) = shape.strides, shape.dilation
@@ -206,7 +208,7 @@ def conv2d(
     height = (rows - 1) * stride_y + (shape.kernel[0] - 1) * step_y + 1
     width = (columns - 1) * stride_x + (shape.kernel[1] - 1) * step_x + 1
     source = data
-    if top or left or height > shape.height or width > shape.width:
+    if copies or top or left or height > shape.height or width > shape.width:
         zero = tirx.const(0, data.dtype)
         source = te.compute(
             (batch, height, width, shape.in_channels),

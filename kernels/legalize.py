@@ -1,12 +1,14 @@
 """Lowering Relax operators with constant weights to our definitions."""
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
 import tvm
 from tvm import relax, te, tirx
+from tvm.relax.expr_functor import PyExprMutator, mutator
 
 from leakyforge.kernels.conv2d import (
     Conv2dShape,
@@ -18,6 +20,7 @@ from leakyforge.kernels.conv2d import (
 )
 from leakyforge.kernels.conv_transpose import TransposedShape, phase_weights, shuffle_phases
 from leakyforge.kernels.schedules import NoMatch
+from leakyforge.kernels.sources import Source, find_source
 from leakyforge.kernels.target import CpuTarget
 from leakyforge.kernels.winograd import transform_weights, winograd, winograd_config
 
@@ -111,26 +114,35 @@ def legalize_conv2d(target: CpuTarget) -> Legalize:
         )
         if is_1d:
             return _call(builder, "conv1d", *_direct(conv1d, shape, constant, target, data))
-        return _convolution(builder, data, constant, shape, target)
+        return _convolution(builder, find_source(builder, data), constant, shape, target)
 
     return legalize
 
 
 def _convolution(
     builder: relax.BlockBuilder,
-    data: relax.Expr,
+    source: Source,
     weight: npt.NDArray[np.generic],
     shape: Conv2dShape,
     target: CpuTarget,
 ) -> relax.Expr:
     """A convolution of rank 4 by the algorithm that is estimated to be the fastest."""
-    faster = winograd_config(shape, target)
+    faster = winograd_config(shape, target, math.gcd(*source.channels))
     if isinstance(faster, NoMatch):
-        definition = functools.partial(conv2d, declined=faster.reason)
-        return _call(builder, "conv2d", *_direct(definition, shape, weight, target, data))
-    packed = _typed_constant(transform_weights(weight, faster))
-    definition = functools.partial(winograd, shape=shape, config=faster)
-    return _call(builder, "conv2d", definition, data, packed)
+        config = heuristic_config(shape, target)
+        packed = pack_weights(weight, config)
+        definition = functools.partial(
+            conv2d, shape=shape, config=config, declined=faster.reason, copies=not source.is_plain
+        )
+    else:
+        packed = transform_weights(weight, faster)
+        definition = functools.partial(winograd, shape=shape, config=faster)
+
+    def reading(*tensors: te.Tensor) -> te.Tensor:
+        *inputs, weights = tensors
+        return definition(source.read(*inputs), weights)
+
+    return _call(builder, "conv2d", reading, *source.tensors, _typed_constant(packed))
 
 
 def _direct(
@@ -188,7 +200,8 @@ def legalize_conv_transpose(target: CpuTarget) -> Legalize:
             arguments = _direct(definition, shape.phases(), weight, target, data)
             phases = builder.emit(_call(builder, "conv1d_phases", *arguments))
         else:
-            phases = builder.emit(_convolution(builder, data, weight, shape.phases(), target))
+            source = find_source(builder, data)
+            phases = builder.emit(_convolution(builder, source, weight, shape.phases(), target))
         shuffle = functools.partial(shuffle_phases, shape=shape, rank=3 if is_1d else 4)
         return builder.call_te(shuffle, phases, primfunc_name_hint="shuffle_phases")
 
@@ -226,3 +239,38 @@ def legalize_matmul(target: CpuTarget) -> Legalize:
         return _call(builder, "matmul", *_direct(matmul, shape, weight, target, left))
 
     return legalize
+
+
+@mutator
+class _Lowering(PyExprMutator):  # type: ignore[misc]
+    """Lowers calls of some operators while those above them are still operators."""
+
+    def __init__(self, module: tvm.IRModule, lower: dict[str, Legalize]) -> None:
+        super().__init__(module)
+        self.lower = lower
+
+    def visit_call_(self, op: relax.Call) -> relax.Expr:
+        call = self.visit_expr_post_order(op)
+        lower = self.lower.get(getattr(call.op, "name", ""))
+        return call if lower is None else lower(self.builder_, self.builder_.normalize(call))
+
+
+def lower_constant_weights(module: tvm.IRModule, target: CpuTarget) -> tvm.IRModule:
+    """Lower convolutions and products with constant weights, together with what they read.
+
+    This comes before TVM lowers the rest: concatenations and resizes are recognised as such.
+    """
+    lowering = _Lowering(
+        module,
+        {
+            "relax.matmul": legalize_matmul(target),
+            "relax.nn.conv1d": legalize_conv2d(target),
+            "relax.nn.conv1d_transpose": legalize_conv_transpose(target),
+            "relax.nn.conv2d": legalize_conv2d(target),
+            "relax.nn.conv2d_transpose": legalize_conv_transpose(target),
+        },
+    )
+    for variable, function in module.functions_items():
+        if isinstance(function, relax.Function):
+            lowering.builder_.update_func(variable, lowering.visit_expr(function))
+    return relax.transform.DeadCodeElimination()(lowering.builder_.get())

@@ -9,9 +9,7 @@ from tvm import relax, s_tir, tirx
 from leakyforge.kernels.conv2d import match_conv2d
 from leakyforge.kernels.leaky_relu import legalize_leaky_relu
 from leakyforge.kernels.legalize import (
-    legalize_conv2d,
-    legalize_conv_transpose,
-    legalize_matmul,
+    lower_constant_weights,
     takes_transposed,
 )
 from leakyforge.kernels.schedules import NoMatch, match_elementwise, match_pool
@@ -78,27 +76,19 @@ def _wanted_layouts(call: relax.Call) -> dict[str, list[str]]:
 
 def legalize_and_fuse(module: tvm.IRModule, target: CpuTarget) -> tvm.IRModule:
     """Lower operators to TensorIR and fuse convolution or product, bias and LeakyRelu."""
-    legalize = {
-        "relax.matmul": legalize_matmul(target),
-        "relax.nn.conv1d": legalize_conv2d(target),
-        "relax.nn.conv1d_transpose": legalize_conv_transpose(target),
-        "relax.nn.conv2d": legalize_conv2d(target),
-        "relax.nn.conv2d_transpose": legalize_conv_transpose(target),
-        "relax.nn.leakyrelu": legalize_leaky_relu,
-    }
     with target.tvm:
         return tvm.transform.Sequential(
             [
                 relax.backend.DispatchSampling(),
                 relax.backend.DispatchSortScan(),
-                relax.transform.LegalizeOps(legalize),
+                relax.transform.LegalizeOps({"relax.nn.leakyrelu": legalize_leaky_relu}),
                 relax.transform.AnnotateTIROpPattern(),
                 relax.transform.FoldConstant(),
                 relax.transform.FuseOps(),
                 relax.transform.FuseTIR(),
                 relax.transform.DeadCodeElimination(),
             ]
-        )(module)
+        )(lower_constant_weights(module, target))
 
 
 def schedule(module: tvm.IRModule, target: CpuTarget) -> tuple[tvm.IRModule, list[Decision]]:

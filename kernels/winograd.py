@@ -169,8 +169,17 @@ def _polynomial(roots: Sequence[Fraction]) -> list[Fraction]:
     return result
 
 
-def winograd_config(shape: Conv2dShape, target: CpuTarget) -> WinogradConfig | NoMatch:
-    """Sizes for a convolution, or why it is computed directly."""
+def winograd_config(
+    shape: Conv2dShape, target: CpuTarget, granule: int | None = None
+) -> WinogradConfig | NoMatch:
+    """Sizes for a convolution, or why it is computed directly.
+
+    Args:
+        shape: the convolution.
+        target: the CPU.
+        granule: input channels that lie together in memory; all of them by default.
+    """
+    granule = shape.in_channels if granule is None else granule
     stride = shape.strides[0]
     kernel = math.ceil(shape.kernel[0] / stride)
     if (
@@ -182,9 +191,9 @@ def winograd_config(shape: Conv2dShape, target: CpuTarget) -> WinogradConfig | N
     ):
         return NoMatch("Winograd takes 2x2 and 3x3 kernels of stride 1 and 4x4 ones of stride 2")
     narrowest = target.lane_choices(shape.itemsize)[-1]
-    if shape.in_channels % narrowest or shape.out_channels % narrowest:
+    if granule % narrowest or shape.out_channels % narrowest:
         return NoMatch(f"Winograd takes channels in multiples of {narrowest}")
-    configs = [_config(shape, target, outputs, kernel) for outputs in _OUTPUTS[kernel]]
+    configs = [_config(shape, target, outputs, kernel, granule) for outputs in _OUTPUTS[kernel]]
     ours, config = min(
         ((_winograd_cycles(shape, target, config), config) for config in configs),
         key=lambda pair: pair[0],
@@ -201,7 +210,9 @@ def winograd_config(shape: Conv2dShape, target: CpuTarget) -> WinogradConfig | N
     return config
 
 
-def _config(shape: Conv2dShape, target: CpuTarget, outputs: int, kernel: int) -> WinogradConfig:
+def _config(
+    shape: Conv2dShape, target: CpuTarget, outputs: int, kernel: int, granule: int
+) -> WinogradConfig:
     """Sizes for a convolution in tiles of `outputs`."""
     product = heuristic_config(tile_shape(shape, outputs), target, streams_weights=True)
     lanes = _widest(shape.out_channels, target, shape.itemsize)
@@ -214,7 +225,7 @@ def _config(shape: Conv2dShape, target: CpuTarget, outputs: int, kernel: int) ->
         product.columns,
         next(fitting),
         lanes,
-        _widest(shape.in_channels, target, shape.itemsize),
+        _widest(granule, target, shape.itemsize),
         product.registers,
         block=_whole(_BLOCK_TILES, product.columns),
     )
