@@ -30,9 +30,9 @@ from leakyforge.kernels.schedules import (
     block_names,
     inline_consumers,
     inline_producers,
-    loop_extent,
     read_config,
     schedule_elementwise,
+    total_work,
     vectorize_and_unroll,
 )
 from leakyforge.kernels.target import CpuTarget
@@ -186,43 +186,57 @@ def pack_weights(weight: npt.NDArray[np.generic], config: Conv2dConfig) -> npt.N
     return np.ascontiguousarray(split.transpose(0, 2, 3, 4, 1))
 
 
+def whole(size: int, step: int) -> int:
+    """The smallest multiple of `step` that is not below `size`."""
+    return math.ceil(size / step) * step
+
+
+def padded_source(
+    data: te.Tensor, shape: Conv2dShape, rows: int, columns: int, copies: bool
+) -> te.Tensor:
+    """What `rows` x `columns` outputs read: [n, y, x, k] within zeros, or `data` where it suffices.
+
+    `copies` asks for a copy where there is no padding, since reading `data` takes several steps.
+    """
+    top, left, _, _ = shape.padding
+    height = (rows - 1) * shape.strides[0] + (shape.kernel[0] - 1) * shape.dilation[0] + 1
+    width = (columns - 1) * shape.strides[1] + (shape.kernel[1] - 1) * shape.dilation[1] + 1
+    if not (copies or top or left or height > shape.height or width > shape.width):
+        return data
+    zero = tirx.const(0, data.dtype)
+    return te.compute(
+        (data.shape[0], height, width, shape.in_channels),
+        lambda n, y, x, k: tirx.if_then_else(
+            tirx.all(y >= top, y < top + shape.height, x >= left, x < left + shape.width),
+            data[n, y - top, x - left, k],
+            zero,
+        ),
+        name="pad",
+    )
+
+
 def conv2d(
     data: te.Tensor,
     packed: te.Tensor,
     shape: Conv2dShape,
     config: Conv2dConfig,
-    declined: str = "it is a product of matrices",
+    declined: str,
     copies: bool = False,
 ) -> te.Tensor:
     """Convolution over [n, y, x, k] with packed weights; returns [n, y, x, c].
 
     The tile sizes need not divide the output: the sum is taken over whole tiles, of which `crop`
-    keeps what is inside. `declined` says why it is not a Winograd convolution; `copies` asks for a
-    copy of `data` where it needs no padding, since reading it takes several steps.
+    keeps what is inside. `declined` says why it is not a Winograd convolution; `copies` is as in
+    `padded_source`.
     """
     batch = data.shape[0]
     (stride_y, stride_x), (step_y, step_x) = shape.strides, shape.dilation
-    top, left, _, _ = shape.padding
-    rows = math.ceil(shape.out_height / config.rows) * config.rows
-    columns = math.ceil(shape.out_width / config.columns) * config.columns
-    height = (rows - 1) * stride_y + (shape.kernel[0] - 1) * step_y + 1
-    width = (columns - 1) * stride_x + (shape.kernel[1] - 1) * step_x + 1
-    source = data
-    if copies or top or left or height > shape.height or width > shape.width:
-        zero = tirx.const(0, data.dtype)
-        source = te.compute(
-            (batch, height, width, shape.in_channels),
-            lambda n, y, x, k: tirx.if_then_else(
-                tirx.all(y >= top, y < top + shape.height, x >= left, x < left + shape.width),
-                data[n, y - top, x - left, k],
-                zero,
-            ),
-            name="pad",
-        )
+    rows, columns = whole(shape.out_height, config.rows), whole(shape.out_width, config.columns)
+    source = padded_source(data, shape, rows, columns, copies)
     i = te.reduce_axis((0, shape.kernel[0]), "i")
     j = te.reduce_axis((0, shape.kernel[1]), "j")
     k = te.reduce_axis((0, shape.in_channels), "k")
-    channels = math.ceil(shape.out_channels / config.channels) * config.channels
+    channels = whole(shape.out_channels, config.channels)
     total = te.compute(
         (batch, rows, columns, channels),
         lambda n, y, x, c: te.sum(
@@ -257,7 +271,7 @@ def schedule_conv2d(schedule: s_tir.Schedule, config: Conv2dConfig) -> None:
     last = inline_consumers(schedule, block)
     # 2
     n, y, x, c, i, j, k = schedule.get_loops(block)
-    work = math.prod(loop_extent(schedule, loop) or 1 for loop in (n, y, x, c, i, j, k))
+    work = total_work(schedule, block)
     y_outer, y_inner = schedule.split(y, [None, config.rows])
     x_outer, x_inner = schedule.split(x, [None, config.columns])
     c_outer, c_inner = schedule.split(c, [None, config.channels])
@@ -293,43 +307,3 @@ def match_conv2d(schedule: s_tir.Schedule, _target: CpuTarget) -> NoMatch | None
         return NoMatch("no convolution or product with constant weights")
     schedule_conv2d(schedule, read_config(schedule, BLOCK, CONFIG, Conv2dConfig))
     return None
-
-
-def conv1d(
-    data: te.Tensor,
-    packed: te.Tensor,
-    shape: Conv2dShape,
-    config: Conv2dConfig,
-    keep_rows: bool = False,
-) -> te.Tensor:
-    """Convolution over [n, x, k] as one over a single row; [n, x, c], or [n, 1, x, c] with rows."""
-    view = te.compute(
-        (data.shape[0], 1, *data.shape[1:]), lambda n, y, x, k: data[n, x, k], name="view"
-    )
-    total = conv2d(view, packed, shape, config, declined="it has one dimension")
-    if keep_rows:
-        return total
-    return te.compute(
-        (data.shape[0], shape.out_width, shape.out_channels),
-        lambda n, x, c: total[n, 0, x, c],
-        name="row",
-    )
-
-
-def matmul(
-    left: te.Tensor, packed: te.Tensor, shape: Conv2dShape, config: Conv2dConfig
-) -> te.Tensor:
-    """Product of [m, k] with a packed [k, c] as a convolution over one row of m pixels.
-
-    A symbolic m becomes the batch instead: then each row is a tile of its own.
-    """
-    rows = left.shape[0]
-    if shape.width == 1:
-        data = te.compute((rows, 1, 1, left.shape[1]), lambda n, y, x, k: left[n, k], name="rows")
-        total = conv2d(data, packed, shape, config)
-        return te.compute(
-            (rows, shape.out_channels), lambda m, c: total[m, 0, 0, c], name="product"
-        )
-    data = te.compute((1, 1, rows, left.shape[1]), lambda n, y, x, k: left[x, k], name="rows")
-    total = conv2d(data, packed, shape, config)
-    return te.compute((rows, shape.out_channels), lambda m, c: total[0, 0, m, c], name="product")

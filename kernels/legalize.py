@@ -12,16 +12,16 @@ from tvm.relax.expr_functor import PyExprMutator, mutator
 
 from leakyforge.kernels.conv2d import (
     Conv2dShape,
-    conv1d,
     conv2d,
     heuristic_config,
-    matmul,
     pack_weights,
 )
+from leakyforge.kernels.conv2d_dot import DotConfig, conv2d_dot, dot_config, pack_dot_weights
 from leakyforge.kernels.conv_transpose import TransposedShape, phase_weights, shuffle_phases
 from leakyforge.kernels.schedules import NoMatch
 from leakyforge.kernels.sources import Source, find_source
 from leakyforge.kernels.target import CpuTarget
+from leakyforge.kernels.views import conv1d, matmul
 from leakyforge.kernels.winograd import transform_weights, winograd, winograd_config
 
 Definition = Callable[..., te.Tensor]
@@ -113,7 +113,9 @@ def legalize_conv2d(target: CpuTarget) -> Legalize:
             itemsize=constant.dtype.itemsize,
         )
         if is_1d:
-            return _call(builder, "conv1d", *_direct(conv1d, shape, constant, target, data))
+            convolve, packed = _direct(shape, constant, target, "it has one dimension")
+            definition = functools.partial(conv1d, shape=shape, convolve=convolve)
+            return _call(builder, "conv1d", definition, data, packed)
         return _convolution(builder, find_source(builder, data), constant, shape, target)
 
     return legalize
@@ -129,33 +131,30 @@ def _convolution(
     """A convolution of rank 4 by the algorithm that is estimated to be the fastest."""
     faster = winograd_config(shape, target, math.gcd(*source.channels))
     if isinstance(faster, NoMatch):
-        config = heuristic_config(shape, target)
-        packed = pack_weights(weight, config)
-        definition = functools.partial(
-            conv2d, shape=shape, config=config, declined=faster.reason, copies=not source.is_plain
-        )
+        definition, packed = _direct(shape, weight, target, faster.reason)
+        definition = functools.partial(definition, copies=not source.is_plain)
     else:
-        packed = transform_weights(weight, faster)
+        packed = _typed_constant(transform_weights(weight, faster))
         definition = functools.partial(winograd, shape=shape, config=faster)
 
     def reading(*tensors: te.Tensor) -> te.Tensor:
         *inputs, weights = tensors
         return definition(source.read(*inputs), weights)
 
-    return _call(builder, "conv2d", reading, *source.tensors, _typed_constant(packed))
+    return _call(builder, "conv2d", reading, *source.tensors, packed)
 
 
 def _direct(
-    definition: Definition,
-    shape: Conv2dShape,
-    weight: npt.NDArray[np.generic],
-    target: CpuTarget,
-    data: relax.Expr,
-) -> tuple[Definition, relax.Expr, relax.Expr]:
-    """A definition over packed weights, bound to its sizes, and its arguments."""
+    shape: Conv2dShape, weight: npt.NDArray[np.generic], target: CpuTarget, declined: str
+) -> tuple[Definition, relax.Expr]:
+    """A direct convolution over data of rank 4 and packed weights, and these weights."""
+    dot = dot_config(shape, target)
+    if isinstance(dot, DotConfig):
+        packed = pack_dot_weights(weight, dot)
+        return functools.partial(conv2d_dot, shape=shape, config=dot), _typed_constant(packed)
     config = heuristic_config(shape, target)
-    packed = _typed_constant(pack_weights(weight, config))
-    return functools.partial(definition, shape=shape, config=config), data, packed
+    definition = functools.partial(conv2d, shape=shape, config=config, declined=declined)
+    return definition, _typed_constant(pack_weights(weight, config))
 
 
 def takes_transposed(call: relax.Call) -> bool:
@@ -196,9 +195,11 @@ def legalize_conv_transpose(target: CpuTarget) -> Legalize:
         )
         weight = phase_weights(constant, shape)
         if is_1d:
-            definition = functools.partial(conv1d, keep_rows=True)
-            arguments = _direct(definition, shape.phases(), weight, target, data)
-            phases = builder.emit(_call(builder, "conv1d_phases", *arguments))
+            convolve, packed = _direct(shape.phases(), weight, target, "it has one dimension")
+            definition = functools.partial(
+                conv1d, shape=shape.phases(), convolve=convolve, keep_rows=True
+            )
+            phases = builder.emit(_call(builder, "conv1d_phases", definition, data, packed))
         else:
             source = find_source(builder, data)
             phases = builder.emit(_convolution(builder, source, weight, shape.phases(), target))
@@ -236,7 +237,9 @@ def legalize_matmul(target: CpuTarget) -> Legalize:
             itemsize=constant.dtype.itemsize,
         )
         weight = constant.T[:, np.newaxis, np.newaxis, :]
-        return _call(builder, "matmul", *_direct(matmul, shape, weight, target, left))
+        convolve, packed = _direct(shape, weight, target, "it is a product of matrices")
+        definition = functools.partial(matmul, shape=shape, convolve=convolve)
+        return _call(builder, "matmul", definition, left, packed)
 
     return legalize
 

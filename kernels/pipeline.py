@@ -7,6 +7,7 @@ import tvm
 from tvm import relax, s_tir, tirx
 
 from leakyforge.kernels.conv2d import match_conv2d
+from leakyforge.kernels.conv2d_dot import match_conv2d_dot
 from leakyforge.kernels.leaky_relu import legalize_leaky_relu
 from leakyforge.kernels.legalize import (
     lower_constant_weights,
@@ -31,6 +32,7 @@ Rule = Callable[[s_tir.Schedule, CpuTarget], NoMatch | None]
 RULES: dict[str, Rule] = {
     "winograd": match_winograd,
     "conv2d": match_conv2d,
+    "conv2d_dot": match_conv2d_dot,
     "elementwise": match_elementwise,
     "pool": match_pool,
 }

@@ -15,6 +15,8 @@ Config = TypeVar("Config")
 
 # Multiply-adds, or elements, below which waking the other threads costs more than it saves.
 PARALLEL_WORK = 1 << 16
+# Iterations that give every thread an equal share.
+_PARALLEL_ROWS = 64
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,11 @@ def loop_extent(schedule: s_tir.Schedule, loop: LoopRV) -> int | None:
     """Iterations of a loop, None where they are symbolic."""
     extent = schedule.get(loop).extent
     return int(extent) if isinstance(extent, tirx.IntImm) else None
+
+
+def total_work(schedule: s_tir.Schedule, block: SBlockRV) -> int:
+    """Iterations of all loops of a block, symbolic ones taken as one."""
+    return math.prod(loop_extent(schedule, loop) or 1 for loop in schedule.get_loops(block))
 
 
 def inline_producers(schedule: s_tir.Schedule, block: SBlockRV, keep: str) -> list[SBlockRV]:
@@ -106,7 +113,8 @@ def schedule_elementwise(schedule: s_tir.Schedule, block: SBlockRV, lanes: int) 
     """Run a block's outer loops in parallel and its innermost one in vectors.
 
     1. Split the innermost loop by the lanes, where they divide it.
-    2. Fuse the other loops; run them in parallel if there is enough work.
+    2. Fuse the other loops, without the innermost axis where enough are left; run them in parallel
+       if there is enough work.
     """
     loops = list(schedule.get_loops(block))
     if not loops:
@@ -122,6 +130,9 @@ def schedule_elementwise(schedule: s_tir.Schedule, block: SBlockRV, lanes: int) 
     else:
         outer = loops[:-1]
     # 2
+    if len(outer) > 1 and math.prod(extent or 1 for extent in extents[:-1]) >= _PARALLEL_ROWS:
+        # The channels stay a loop of their own, with conditions and divisions outside of it.
+        outer = loops[: len(extents) - 1]
     if outer:
         fused = schedule.fuse(*outer)
         if work >= PARALLEL_WORK or None in extents:
@@ -168,7 +179,7 @@ def match_pool(schedule: s_tir.Schedule, target: CpuTarget) -> NoMatch | None:
     # 2
     *outer, channel = loops[:spatial]
     window = loops[spatial:]
-    work = math.prod(loop_extent(schedule, loop) or 1 for loop in loops)
+    work = total_work(schedule, block)
     lanes = _lanes(schedule, block, target)
     extent = loop_extent(schedule, channel)
     schedule.reorder(*outer, *window, channel)

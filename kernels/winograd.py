@@ -43,6 +43,7 @@ from leakyforge.kernels.conv2d import (
     Conv2dShape,
     estimated_cycles,
     heuristic_config,
+    whole,
 )
 from leakyforge.kernels.schedules import (
     NoMatch,
@@ -227,7 +228,7 @@ def _config(
         lanes,
         _widest(granule, target, shape.itemsize),
         product.registers,
-        block=_whole(_BLOCK_TILES, product.columns),
+        block=whole(_BLOCK_TILES, product.columns),
     )
     if _weight_bytes(shape, config) > _CACHED_WEIGHTS:
         return replace(config, block=0)
@@ -257,11 +258,6 @@ def _bound(cycles: float, weight_bytes: int, target: CpuTarget) -> float:
     """Cycles of all cores at work, or those in which the weights can be read."""
     rate = _CACHE_BYTES if weight_bytes <= _SHARED_CACHE else _MEMORY_BYTES
     return max(cycles / target.num_cores, weight_bytes / rate)
-
-
-def _whole(least: int, step: int) -> int:
-    """The smallest multiple of `step` that is not below `least`."""
-    return math.ceil(least / step) * step
 
 
 def _widest(channels: int, target: CpuTarget, itemsize: int) -> int:
@@ -314,9 +310,9 @@ def winograd(
     matrices = cook_toom(m, config.kernel)
     in_channels = shape.in_channels * stride**2
     top, left, _, _ = shape.padding
-    rows = _whole(math.ceil(shape.out_height / m), config.rows)
+    rows = whole(math.ceil(shape.out_height / m), config.rows)
     step = config.block or config.columns
-    columns = _whole(math.ceil(shape.out_width / m), step)
+    columns = whole(math.ceil(shape.out_width / m), step)
     channels = packed.shape[1] * config.channels
 
     def padded(n: ir.Expr, y: ir.Expr, x: ir.Expr, k: ir.Expr) -> ir.Expr:

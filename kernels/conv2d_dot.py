@@ -1,0 +1,186 @@
+"""Direct convolution with few output channels: vectors run along the input channels.
+
+A tile of `conv2d` would leave most lanes of its vectors empty where there are three output channels
+(the last layer of a super-resolution network) or one (a vocoder, a discriminator). Here each lane
+sums a share of the input channels, and the lanes are added up at the end, by halves:
+
+    partial[n, y, x, c, l] = sum over i, j, k of data[n, y*s + i*d, x*s + j*d, k*L + l]
+                                                 * weight[i, j, k, c, l]
+    conv[n, y, x, c]       = sum over l of partial[n, y, x, c, l]       in log2(L) vector additions
+
+    before   for n, y, x, c:  for i, j, k:  conv +=        for n, y, x, c:  bias, LeakyRelu, ...
+    after    parallel rows:  for x tile:
+                 for i, j, k:  unrolled pixels, channels; vector lanes:  partial +=   (registers)
+                 unrolled:  add up the lanes;  bias, LeakyRelu, ... -> memory
+
+FLOPs: those of the definition, and L - 1 additions for each output. Bytes: input and output once,
+weights from the first-level cache.
+"""
+
+import functools
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import numpy.typing as npt
+from tvm import ir, s_tir, te
+
+from leakyforge.kernels.conv2d import Conv2dShape, padded_source
+from leakyforge.kernels.schedules import (
+    PARALLEL_WORK,
+    NoMatch,
+    block_names,
+    inline_consumers,
+    inline_producers,
+    loop_extent,
+    read_config,
+    schedule_elementwise,
+    total_work,
+    vectorize_and_unroll,
+)
+from leakyforge.kernels.target import CpuTarget
+
+BLOCK = "leakyforge_conv2d_dot"
+CONFIG = "leakyforge.conv2d_dot"
+FOLD = "fold"
+
+
+@dataclass(frozen=True)
+class DotConfig:
+    """Tile sizes of a convolution with few output channels.
+
+    Attributes:
+        columns: output columns in a tile.
+        channels: output channels, all of them in every tile.
+        lanes: elements in a vector, a power of two.
+        registers: vector registers that the tile may use, less those for weights and input.
+    """
+
+    columns: int
+    channels: int
+    lanes: int
+    registers: int
+
+    def __post_init__(self) -> None:
+        """Check the register budget."""
+        if self.columns * self.channels > self.registers:
+            raise ValueError(f"{self.columns * self.channels} accumulators exceed the registers")
+
+
+def dot_config(shape: Conv2dShape, target: CpuTarget) -> DotConfig | NoMatch:
+    """Tile sizes, or why the vectors run along the output channels."""
+    lanes = target.lane_choices(shape.itemsize)[0]
+    if shape.in_channels % lanes:
+        return NoMatch(f"its input channels are no multiple of {lanes}")
+    # With more channels, the lanes that a tile of output channels leaves empty cost less than
+    # adding up.
+    if 4 * shape.out_channels > 3 * lanes:
+        return NoMatch("its output channels fill most of a vector")
+    budget = target.vector_registers - min(shape.out_channels, target.vector_registers // 4) - 1
+    limit = budget // shape.out_channels
+    # Whole tiles only.
+    columns = max(c for c in range(1, limit + 1) if shape.out_width % c == 0)
+    return DotConfig(columns, shape.out_channels, lanes, budget)
+
+
+def pack_dot_weights(weight: npt.NDArray[np.generic], config: DotConfig) -> npt.NDArray[np.generic]:
+    """Weights [out][i][j][in] as [i][j][in / lanes][out][lanes]."""
+    out_channels, rows, columns, _ = weight.shape
+    split = weight.reshape(out_channels, rows, columns, -1, config.lanes)
+    return np.ascontiguousarray(split.transpose(1, 2, 3, 0, 4))
+
+
+def conv2d_dot(
+    data: te.Tensor,
+    packed: te.Tensor,
+    shape: Conv2dShape,
+    config: DotConfig,
+    copies: bool = False,
+) -> te.Tensor:
+    """Convolution over [n, y, x, k] with packed weights; returns [n, y, x, c]; as `conv2d`."""
+    (stride_y, stride_x), (step_y, step_x) = shape.strides, shape.dilation
+    source = padded_source(data, shape, shape.out_height, shape.out_width, copies)
+    lanes = config.lanes
+    i = te.reduce_axis((0, shape.kernel[0]), "i")
+    j = te.reduce_axis((0, shape.kernel[1]), "j")
+    k = te.reduce_axis((0, shape.in_channels // lanes), "k")
+    total = te.compute(
+        (data.shape[0], shape.out_height, shape.out_width, shape.out_channels, lanes),
+        lambda n, y, x, c, lane: te.sum(
+            source[n, y * stride_y + i * step_y, x * stride_x + j * step_x, k * lanes + lane]
+            * packed[i, j, k, c, lane],
+            axis=[i, j, k],
+        ),
+        name=BLOCK,
+        attrs={CONFIG: asdict(config)},
+    )
+    while lanes > 1:
+        lanes //= 2
+        total = te.compute(
+            (*total.shape[:-1], lanes), functools.partial(_fold, total, lanes), name=FOLD
+        )
+    return te.compute(
+        (data.shape[0], shape.out_height, shape.out_width, shape.out_channels),
+        lambda n, y, x, c: total[n, y, x, c, 0],
+        name="crop",
+    )
+
+
+def _fold(total: te.Tensor, lanes: int, *index: ir.Expr) -> ir.Expr:
+    """The upper half of the lanes added to the lower one."""
+    *outer, lane = index
+    return total[(*outer, lane)] + total[(*outer, lane + lanes)]
+
+
+def schedule_conv2d_dot(schedule: s_tir.Schedule, config: DotConfig) -> None:
+    """Schedule a function that holds one `conv2d_dot` and elementwise blocks around it.
+
+    1. Inline what comes before the sum except its padding, and the epilogue into its last block.
+    2. Tile the last block's columns.
+    3. Compute the sum and add up its lanes for each tile, in registers: pixels and channels
+       unrolled, lanes as vectors.
+    4. Run the loop over tiles in parallel where the work pays for the threads.
+    5. Initialise the tile before the reduction, in registers as well.
+    6. Pad in parallel, by rows.
+    """
+    block = schedule.get_sblock(BLOCK)
+    # 1
+    pads = inline_producers(schedule, block, keep="pad")
+    folds = [block]
+    while schedule.get(schedule.get_consumers(folds[-1])[0]).name_hint.startswith(FOLD):
+        folds += schedule.get_consumers(folds[-1])
+    last = inline_consumers(schedule, folds[-1])
+    # 2
+    work = total_work(schedule, block)
+    # Of a product of matrices or a convolution of one dimension, the last block has fewer axes.
+    *outer, x, _ = schedule.get_loops(last)
+    x_outer, _ = schedule.split(x, [None, config.columns])
+    parallel = schedule.fuse(*outer, x_outer)
+    # 3
+    for stage in reversed(folds):
+        schedule.compute_at(stage, parallel, preserve_unit_loops=True)
+        schedule.set_scope(stage, 0, "local")
+    *tile, i, j, k = schedule.get_loops(block)[1:]
+    schedule.reorder(i, j, k, *tile)
+    for loop in tile[:-1]:
+        schedule.unroll(loop)
+    schedule.vectorize(tile[-1])
+    # 4
+    if work >= PARALLEL_WORK:
+        schedule.parallel(parallel)
+    # 5
+    initial = schedule.decompose_reduction(block, i)
+    for stage in (initial, *folds[1:], last):
+        loops = schedule.get_loops(stage)[1:]
+        lanes = 1 if stage is last else loop_extent(schedule, loops[-1]) or 1
+        vectorize_and_unroll(schedule, loops, lanes)
+    # 6
+    for pad in pads:
+        schedule_elementwise(schedule, pad, config.lanes)
+
+
+def match_conv2d_dot(schedule: s_tir.Schedule, _target: CpuTarget) -> NoMatch | None:
+    """Schedule a function that holds a `conv2d_dot`, by the tile that it carries."""
+    if BLOCK not in block_names(schedule):
+        return NoMatch("no convolution with few output channels")
+    schedule_conv2d_dot(schedule, read_config(schedule, BLOCK, CONFIG, DotConfig))
+    return None
