@@ -271,7 +271,7 @@ def test_definition_has_no_padding_where_none_is_needed():
     config = Conv2dConfig(1, 8, 1, 16, registers=30, weights_outer=False)
     data = tvm.te.placeholder((1, 8, 8, 16), "float32")
     packed = tvm.te.placeholder((1, 1, 1, 16, 16), "float32")
-    function = tvm.te.create_prim_func([data, packed, conv2d(data, packed, shape_of(case), config)])
+    function = tvm.te.create_prim_func([data, packed, conv2d(data, packed, shape_of(case), config, "")])
     text = function.script()
     assert BLOCK in text
     assert "pad" not in text
