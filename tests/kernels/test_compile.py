@@ -269,20 +269,20 @@ class TestTargets:
     )
     def test_x86_64_v3_runs_here(self, network_file, network, tmp_path):
         path = compile(network_file, "cpu:x86-64-v3", output=tmp_path / "v3.lfa")
-        manifest = read_artifact(path).manifest
-        assert manifest.cpu == "x86-64-v3"
-        assert "avx2" in manifest.cpu_features
-        assert not any(name.startswith("avx512") for name in manifest.cpu_features)
+        variant = read_artifact(path).variant
+        assert variant.name == "x86-64-v3"
+        assert "avx2" in variant.features
+        assert not any(name.startswith("avx512") for name in variant.features)
         assert verify(path)
         assert check(path, samples=1)
 
     def test_the_oldest_x86_64_runs_everywhere(self, several, tmp_path):
         path = compile(several, "cpu:x86-64", output=tmp_path / "v1.lfa")
-        assert set(read_artifact(path).manifest.cpu_features) <= {"cmov", "sse", "sse2"}
+        assert set(read_artifact(path).variant.features) <= {"cmov", "sse", "sse2"}
         assert verify(path)
 
     def test_host_features_are_written_down(self, symbolic):
-        assert set(read_artifact(symbolic).manifest.cpu_features) == host_features()
+        assert set(read_artifact(symbolic).variant.features) == host_features()
 
 
 class TestDigits:
