@@ -602,7 +602,7 @@ class TestErrors:
     def test_bug_of_ours(self, invoke, leaky, monkeypatch, debug):
         from leakyforge import runtime
 
-        def verify(_):
+        def verify(*_):
             raise ZeroDivisionError("a\nbug")
 
         monkeypatch.setattr(runtime, "verify", verify)
@@ -617,7 +617,7 @@ class TestErrors:
     def test_interrupt(self, invoke, leaky, monkeypatch):
         from leakyforge import runtime
 
-        def verify(_):
+        def verify(*_):
             raise KeyboardInterrupt
 
         monkeypatch.setattr(runtime, "verify", verify)
@@ -626,7 +626,7 @@ class TestErrors:
     def test_message_of_several_lines(self, invoke, leaky, monkeypatch):
         from leakyforge import runtime
 
-        def verify(_):
+        def verify(*_):
             raise LeakyforgeError("first\n  second")
 
         monkeypatch.setattr(runtime, "verify", verify)
