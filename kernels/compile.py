@@ -27,16 +27,17 @@ from leakyforge.kernels.pipeline import (
     schedule,
 )
 from leakyforge.kernels.rounding import rounding_steps
-from leakyforge.kernels.target import CpuTarget, parse_target
+from leakyforge.kernels.target import CpuTarget, parse_targets
 from leakyforge.pins import TVM_PINS
 from leakyforge.runtime import cpu
 from leakyforge.runtime.artifact import (
     SUFFIX,
-    Manifest,
     check_destination,
     pack_weights,
     write_artifact,
 )
+from leakyforge.runtime.manifest import Manifest, Variant
+from leakyforge.runtime.record import record_parity
 from leakyforge.runtime.reference import RANGE_PROPERTY, load_reference, one_line, random_feeds
 from leakyforge.runtime.tensors import Array, TensorSpec
 
@@ -50,6 +51,7 @@ STAGES = (
     "build",
     "link",
     "reference",
+    "check",
     "write",
 )
 
@@ -68,12 +70,14 @@ def compile(
 
     Args:
         source: an ONNX file, or a model in memory.
-        target: `cpu` (this machine), `cpu:NAME`, or a TVM target in JSON.
+        target: `cpu` (this machine), `cpu:NAME`, `cpu:fat` (a variant for each of several
+            processors), or a TVM target in JSON.
         output: the artifact's path; by default the source's, ending in `.lfa`.
         shapes: a size for every dimension of the named inputs; symbolic dimensions of the others
             stay symbolic.
         seed: of the reference inputs that the artifact carries.
-        on_stage: called with a name out of `STAGES` when that stage begins.
+        on_stage: called with a name out of `STAGES` when that stage begins; from "fuse" to "link"
+            they come again for each variant.
         on_decision: called for every kernel with the rule that scheduled it.
 
     Returns:
@@ -84,9 +88,10 @@ def compile(
         ShapeError: a shape does not fit.
         TargetError: the target is unknown.
         CompileError: TVM fails on the graph.
+        ParityError: the code differs from ONNX Runtime on the reference inputs.
         ArtifactError: the artifact cannot be written; a file of that name is left as it was.
     """
-    cpu_target = parse_target(target)
+    targets = parse_targets(target)
     on_stage("read")
     model = load_onnx(source)
     path = Path(output) if output is not None else _default_output(source)
@@ -95,34 +100,55 @@ def compile(
     on_stage("fold")
     folded = fold(proto)
     on_stage("import")
-    module = import_onnx(folded)
-    library, weights, module = _build(module, cpu_target, on_stage, on_decision)
-    packed, weight_specs = pack_weights(weights)
+    imported = import_onnx(folded)
+    variants: list[Variant] = []
+    members: dict[str, bytes] = {}
+    for cpu_target in targets:
+        library, weights, module = _build(imported, cpu_target, on_stage, on_decision)
+        variant, parts = _variant(cpu_target, library, weights)
+        variants.append(variant)
+        members |= parts
     on_stage("reference")
     inputs = _input_specs(proto, module)
     reference = load_reference(proto)
     feeds = random_feeds(inputs, seed)
     desired = reference.run(feeds)
-    on_stage("write")
     manifest = Manifest(
         model=model.name,
         onnx_sha256=model.sha256,
         onnx_path=None if model.path is None else str(model.path),
         inputs=inputs,
         outputs=_output_specs(folded, module),
-        weights=weight_specs,
-        target=str(cpu_target.tvm),
         machine=cpu.machine(),
-        cpu=cpu_target.name,
-        cpu_features=tuple(sorted(cpu_target.features)),
-        thread_hint=cpu_target.num_cores,
         reference=f"{reference.name}, seed {seed}",
-        tuning_records=(),
         versions=dict(TVM_PINS),
         leakyforge=metadata.version("leakyforge"),
+        variants=tuple(variants),
     )
-    write_artifact(path, manifest, library, packed, feeds, desired)
+    on_stage("check")
+    manifest = record_parity(path, manifest, members, feeds, desired)
+    on_stage("write")
+    write_artifact(path, manifest, members, feeds, desired)
     return path
+
+
+def _variant(
+    target: CpuTarget, library: bytes, weights: list[Array]
+) -> tuple[Variant, dict[str, bytes]]:
+    """Description of a target's code, and the members that hold it."""
+    specs, members = pack_weights(weights)
+    name = f"library/{target.name}.so"
+    variant = Variant(
+        name=target.name,
+        features=tuple(sorted(target.features)),
+        target=str(target.tvm),
+        thread_hint=target.num_cores,
+        tuning_records=(),
+        library=name,
+        library_size=len(library),
+        weights=specs,
+    )
+    return variant, {name: library, **members}
 
 
 def _default_output(source: str | Path | onnx.ModelProto) -> Path:

@@ -46,11 +46,13 @@ class Decision:
         function: name of the function in the library.
         rule: name of the rule, None where the loops were left as they were.
         refused: reason of each rule that did not apply.
+        target: LLVM's name of the processor that it was scheduled for.
     """
 
     function: str
     rule: str | None
     refused: dict[str, str]
+    target: str
 
 
 def choose_layout(module: tvm.IRModule) -> tvm.IRModule:
@@ -112,7 +114,8 @@ def _schedule_function(
     """Try the rules on one function."""
     if _is_empty(function):
         # Index arithmetic of fused loops would divide by a size of 0.
-        return function, Decision(name, None, dict.fromkeys(RULES, "a tensor is empty"))
+        empty = dict.fromkeys(RULES, "a tensor is empty")
+        return function, Decision(name, None, empty, target.name)
     refused: dict[str, str] = {}
     for rule, match in RULES.items():
         attempt = s_tir.Schedule(tvm.IRModule({"main": function}))
@@ -123,9 +126,9 @@ def _schedule_function(
         except ValueError as error:
             no_match = NoMatch(f"its blocks or loops are not what the rule unpacks: {error}")
         if no_match is None:
-            return attempt.mod["main"], Decision(name, rule, refused)
+            return attempt.mod["main"], Decision(name, rule, refused, target.name)
         refused[rule] = no_match.reason
-    return function, Decision(name, None, refused)
+    return function, Decision(name, None, refused, target.name)
 
 
 def _is_empty(function: tirx.PrimFunc) -> bool:

@@ -1,7 +1,8 @@
 """Targets: from what the user writes to what the compiler needs.
 
 `cpu` is this machine by name and features, `cpu:NAME` an LLVM processor name such as `znver3` or
-`x86-64-v3`, and a text that starts with `{` a TVM target in JSON.
+`x86-64-v3`, `cpu:fat` the processors of `FAT` together, and a text that starts with `{` a TVM
+target in JSON.
 """
 
 import json
@@ -14,7 +15,11 @@ import tvm_ffi
 from leakyforge.errors import TargetError
 from leakyforge.runtime import cpu, threads
 
-_HELP = "use cpu, cpu:NAME (LLVM's name, as in cpu:x86-64-v3) or a JSON target of kind llvm"
+# What `cpu:fat` holds: AVX-512, AVX2, and what every x86-64 has; the best comes first.
+FAT = ("x86-64-v4", "x86-64-v3", "x86-64")
+_HELP = (
+    "use cpu, cpu:NAME (LLVM's name, as in cpu:x86-64-v3), cpu:fat or a JSON target of kind llvm"
+)
 
 
 @dataclass(frozen=True)
@@ -59,8 +64,18 @@ class CpuTarget:
         return tuple(bits // 8 // itemsize for bits in widths)
 
 
+def parse_targets(text: str) -> tuple[CpuTarget, ...]:
+    """Read what to compile for: several targets for `cpu:fat`, the best first, else one.
+
+    Raises:
+        TargetError: see `parse_target`.
+    """
+    names = [f"cpu:{name}" for name in FAT] if text == "cpu:fat" else [text]
+    return tuple(parse_target(name) for name in names)
+
+
 def parse_target(text: str) -> CpuTarget:
-    """Read a target from the command line or the Python API.
+    """Read one target from the command line or the Python API.
 
     Raises:
         TargetError: the text is no target, or LLVM does not know the processor.

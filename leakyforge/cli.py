@@ -1,6 +1,6 @@
 """The command line: parses, calls one typed function, prints its result.
 
-Exit status: 0 done or passed, 1 a parity check failed, 2 wrong usage or input, 3 a bug of ours.
+Exit status: 0 done or passed, 1 parity failed, 2 wrong usage or input, 3 a bug of ours.
 """
 
 import contextlib
@@ -8,13 +8,13 @@ import json
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
 import click
 
-from leakyforge.errors import LeakyforgeError
+from leakyforge.errors import LeakyforgeError, ParityError
 from leakyforge.options import (
     FILE,
     NamedValue,
@@ -24,6 +24,8 @@ from leakyforge.options import (
     shape_option,
     target_option,
     threads_option,
+    variant_option,
+    variants_option,
 )
 
 _FAILED, _USAGE, _BUG = 1, 2, 3
@@ -122,6 +124,7 @@ def compile_command(
               help="Random inputs to compare.")  # fmt: skip
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True,
               help="Seed of the random inputs.")  # fmt: skip
+@variants_option
 @json_option
 @common_options
 def check(
@@ -130,6 +133,7 @@ def check(
     inputs: Path | None,
     samples: int,
     seed: int,
+    variant: str | None,
     as_json: bool,
     quiet: bool,
 ) -> None:
@@ -144,16 +148,19 @@ def check(
 
     feeds = None if inputs is None else _load_npz(inputs)
     with _status(f"check {artifact.name}", quiet):
-        report = check_parity(artifact, onnx, inputs=feeds, samples=samples, seed=seed)
+        report = check_parity(
+            artifact, onnx, inputs=feeds, samples=samples, seed=seed, variant=variant
+        )
     _show(report, print_parity, as_json, quiet)
     _exit_with(report)
 
 
 @cli.command()
 @click.argument("artifact", type=FILE)
+@variants_option
 @json_option
 @common_options
-def verify(artifact: Path, as_json: bool, quiet: bool) -> None:
+def verify(artifact: Path, variant: str | None, as_json: bool, quiet: bool) -> None:
     """Replay the inputs an artifact carries; needs neither onnx nor onnxruntime.
 
     \b
@@ -163,7 +170,7 @@ def verify(artifact: Path, as_json: bool, quiet: bool) -> None:
     from leakyforge.render import print_parity
     from leakyforge.runtime import verify as verify_artifact
 
-    report = verify_artifact(artifact)
+    report = verify_artifact(artifact, variant)
     _show(report, print_parity, as_json, quiet)
     _exit_with(report)
 
@@ -175,6 +182,7 @@ def verify(artifact: Path, as_json: bool, quiet: bool) -> None:
 @click.option("--inputs", type=FILE, help="An .npz file with an array for each input.")
 @click.option("--output", "-o", type=FILE, help="An .npz file to write the outputs to.")
 @threads_option
+@variant_option
 @common_options
 def run(
     artifact: Path,
@@ -182,6 +190,7 @@ def run(
     inputs: Path | None,
     output: Path | None,
     threads: int | None,
+    variant: str | None,
     quiet: bool,
 ) -> None:
     """Run an artifact once.
@@ -194,7 +203,7 @@ def run(
     from leakyforge.runtime import Session
     from leakyforge.runtime.arrays import load_npy, save_npz
 
-    session = Session(artifact, threads=threads)
+    session = Session(artifact, threads=threads, variant=variant)
     feeds = {} if inputs is None else _load_npz(inputs)
     feeds |= {name: load_npy(Path(file)) for name, file in arrays}
     names = [spec.name for spec in session.get_outputs()]
@@ -211,6 +220,7 @@ def run(
 @target_option
 @shape_option
 @threads_option
+@variant_option
 @click.option("--seconds", type=float, default=5.0, show_default=True, help="Time to measure.")
 @json_option
 @common_options
@@ -220,6 +230,7 @@ def bench(
     target: str,
     shapes: tuple[tuple[str, tuple[int, ...]], ...],
     threads: int | None,
+    variant: str | None,
     seconds: float,
     as_json: bool,
     quiet: bool,
@@ -242,7 +253,7 @@ def bench(
             artifact = _compile(model, Path(folder) / "model.lfa", target, dict(shapes), quiet)
             onnx = model if onnx is None else onnx
         with _status(f"time {model.name}", quiet):
-            report = run_bench(artifact, onnx, threads=threads, seconds=seconds)
+            report = run_bench(artifact, onnx, threads=threads, seconds=seconds, variant=variant)
     _show(report, print_bench, as_json, quiet)
 
 
@@ -258,10 +269,10 @@ def inspect(file: Path, as_json: bool, quiet: bool) -> None:
       leakyforge inspect model.lfa
     """
     from leakyforge import render
-    from leakyforge.runtime.artifact import is_artifact, read_artifact
+    from leakyforge.runtime.artifact import is_artifact, read_manifest
 
     if is_artifact(file):
-        manifest = read_artifact(file).manifest
+        manifest = read_manifest(file, whole=True)
         _show(manifest, lambda value: render.print_manifest(str(file), value), as_json, quiet)
     else:
         from leakyforge.exporter.inspect import inspect_onnx
@@ -337,7 +348,7 @@ def _compile(
     from leakyforge.kernels import STAGES
     from leakyforge.kernels import compile as compile_model
 
-    with _progress(f"compile {model.name}", len(STAGES), quiet) as on_stage:
+    with _progress(f"compile {model.name}", STAGES, quiet) as on_stage:
         return compile_model(
             model,
             target,
@@ -349,8 +360,8 @@ def _compile(
 
 
 @contextlib.contextmanager
-def _progress(title: str, total: int, quiet: bool) -> Iterator[Callable[[str], None]]:
-    """A progress bar over named stages, shown on a terminal only."""
+def _progress(title: str, stages: Sequence[str], quiet: bool) -> Iterator[Callable[[str], None]]:
+    """A progress bar over named stages, some of which may come again, on a terminal only."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -359,8 +370,10 @@ def _progress(title: str, total: int, quiet: bool) -> Iterator[Callable[[str], N
     with _native_stderr_hidden() as stream:
         console = Console(file=stream)
         with Progress(*columns, console=console, transient=True, disable=hidden) as bar:
-            task = bar.add_task(title, total=total)
-            yield lambda stage: bar.update(task, advance=1, description=f"{title}: {stage}")
+            task = bar.add_task(title, total=len(stages))
+            yield lambda stage: bar.update(
+                task, completed=stages.index(stage) + 1, description=f"{title}: {stage}"
+            )
 
 
 @contextlib.contextmanager
@@ -447,6 +460,8 @@ def main(arguments: list[str] | None = None) -> None:
         _fail(f"{text}; see: {command} --help", _USAGE, context)
     except (click.Abort, KeyboardInterrupt):
         _fail("interrupted", 130, context)
+    except ParityError as error:
+        _fail(str(error), _FAILED, context)
     except LeakyforgeError as error:
         _fail(str(error), _USAGE, context)
     except BrokenPipeError:

@@ -1,7 +1,8 @@
 """Every error that leakyforge raises on purpose.
 
 A message is one line that names the thing, where it is and what to do. The command line prints
-it to stderr and exits with status 2; a library user catches `LeakyforgeError`.
+it to stderr and exits with status 2, or 1 for a `ParityError`; a library user catches
+`LeakyforgeError`.
 """
 
 
@@ -39,6 +40,10 @@ class TargetError(LeakyforgeError):
 
 class CompileError(LeakyforgeError):
     """TVM refused a graph that had passed the checks."""
+
+
+class ParityError(LeakyforgeError):
+    """Compiled code differs from the reference by more than the tolerance."""
 
 
 class InputError(LeakyforgeError):

@@ -64,7 +64,15 @@ target_option = click.option(
     "--target",
     default="cpu",
     show_default=True,
-    help="cpu (this machine), cpu:NAME as LLVM calls it, or a TVM target in JSON.",
+    help="cpu (this machine), cpu:NAME as LLVM calls it, cpu:fat (several variants in one file), "
+    "or a TVM target in JSON.",
+)
+variant_option = click.option(
+    "--variant", help="Variant of the artifact to run; by default the best for this CPU."
+)
+variants_option = click.option(
+    "--variant",
+    help="Variant of the artifact to run, or all; by default the best for this CPU.",
 )
 shape_option = click.option(
     "--shape",

@@ -1,5 +1,6 @@
 """Reports as tables for people."""
 
+import itertools
 import sys
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from leakyforge.kernels import Decision
     from leakyforge.runtime import BenchReport, Manifest, ParityReport
     from leakyforge.runtime.doctor import Finding
+    from leakyforge.runtime.manifest import ParityRecord
 
 # A pipe has no width: wide enough that no column of ours is cut.
 _PIPE_WIDTH = 160
@@ -36,16 +38,40 @@ def _table(title: str, *columns: str, numbers: Iterable[int] = ()) -> Table:
 
 
 def print_parity(report: "ParityReport") -> None:
-    """The parity table, and the LeakyRelus whose alpha was not tested."""
+    """A parity table for each variant, and what was not tested."""
+    console = stdout()
+    for variant in dict.fromkeys(row.variant for row in report.outputs):
+        console.print(_parity_table(report, variant))
+    if report.leaky_relus:
+        shares = [row.share for row in report.leaky_relus]
+        console.print(
+            f"{len(shares)} LeakyRelu; share of inputs below zero: least {min(shares):.1%}, "
+            f"most {max(shares):.1%}"
+        )
+    for untested in report.never_negative:
+        console.print(
+            f"alpha {untested.alpha:g} of LeakyRelu {untested.node!r} was not tested: its input "
+            "was never below zero; give other inputs with --inputs"
+        )
+    for variant, reason in report.not_run.items():
+        console.print(f"variant {variant} was not run: {reason}")
+    not_run = f"; not run: {', '.join(report.not_run)}" if report.not_run else ""
+    console.print(f"parity: {'pass' if report else 'FAIL'}{not_run}")
+
+
+def _parity_table(report: "ParityReport", variant: str) -> Table:
+    """The rows of one variant."""
     inputs = "1 input" if report.samples == 1 else f"{report.samples} inputs"
     seed = "" if report.seed is None else f", seed {report.seed}"
     table = _table(
-        f"Parity of {report.artifact} ({inputs}{seed})",
+        f"Parity of {report.artifact}, variant {variant} ({inputs}{seed})",
         "output", "reference", "max abs", "max rel", "ULP", "cosine", "SNR dB", "tolerance",
         "from", "result",
         numbers=range(2, 8),
     )  # fmt: skip
     for row in report.outputs:
+        if row.variant != variant:
+            continue
         table.add_row(
             row.output,
             row.reference,
@@ -58,28 +84,15 @@ def print_parity(report: "ParityReport") -> None:
             row.origin,
             "pass" if row.passed else f"FAIL {row.problem or f'at {list(row.worst_index)}'}",
         )
-    console = stdout()
-    console.print(table)
-    if report.leaky_relus:
-        shares = [row.share for row in report.leaky_relus]
-        console.print(
-            f"{len(shares)} LeakyRelu; share of inputs below zero: least {min(shares):.1%}, "
-            f"most {max(shares):.1%}"
-        )
-    for untested in report.never_negative:
-        console.print(
-            f"alpha {untested.alpha:g} of LeakyRelu {untested.node!r} was not tested: its input "
-            "was never below zero; give other inputs with --inputs"
-        )
-    console.print("parity: pass" if report else "parity: FAIL")
+    return table
 
 
 def print_bench(report: "BenchReport") -> None:
     """Latency, then start time and memory, beside the other engines."""
     inputs = ", ".join(f"{name} {shape}" for name, shape in report.inputs.items())
     table = _table(
-        f"Latency of {report.model}, {inputs}: {report.threads} threads on {report.cpu}, "
-        f"{report.calls} calls in turns",
+        f"Latency of {report.model}, variant {report.variant}, {inputs}: "
+        f"{report.threads} threads on {report.cpu}, {report.calls} calls in turns",
         "engine", "median ms", "p10", "p90", "speed against it",
         numbers=range(1, 5),
     )  # fmt: skip
@@ -131,12 +144,29 @@ def print_manifest(path: str, manifest: "Manifest") -> None:
         table.add_row("output", f"{spec.name}: {spec.dtype} {'x'.join(map(str, spec.shape))}")
     table.add_row("model", f"{manifest.model} ({manifest.onnx_path or 'from memory'})")
     table.add_row("ONNX SHA-256", manifest.onnx_sha256)
-    table.add_row("CPU", f"{manifest.cpu}: {' '.join(manifest.cpu_features)}")
-    table.add_row("target", manifest.target)
-    table.add_row("weights", str(len(manifest.weights)))
     table.add_row("reference", manifest.reference)
     table.add_row("built with", ", ".join(f"{k} {v}" for k, v in manifest.versions.items()))
+    for variant in manifest.variants:
+        table.add_section()
+        table.add_row("variant", variant.name)
+        table.add_row("CPU features", " ".join(variant.features))
+        table.add_row("target", variant.target)
+        table.add_row("library", f"{variant.library_size:,} bytes")
+        weights = sum(spec.nbytes for spec in variant.weights)
+        table.add_row("weights", f"{len(variant.weights)}, {weights:,} bytes")
+        table.add_row("parity", _parity_text(variant.parity))
     stdout().print(table)
+
+
+def _parity_text(record: "ParityRecord") -> str:
+    """A parity record in a sentence."""
+    if record.lacks:
+        return f"{record.result}: {record.cpu} lacks {', '.join(record.lacks)}"
+    outputs = ", ".join(
+        f"{row.output} {row.error:.1e} of its range (tolerance {row.tolerance:.1e})"
+        for row in record.outputs
+    )
+    return f"{record.result} on {record.cpu}: {outputs}"
 
 
 def print_onnx(summary: "OnnxSummary") -> None:
@@ -158,12 +188,13 @@ def print_onnx(summary: "OnnxSummary") -> None:
 
 
 def print_decisions(decisions: Iterable["Decision"]) -> None:
-    """Which rule scheduled each kernel, and why those before it did not."""
-    table = _table("Kernels", "kernel", "rule", "rules that did not apply")
-    for decision in decisions:
-        refused = "; ".join(f"{rule}: {reason}" for rule, reason in decision.refused.items())
-        table.add_row(decision.function, decision.rule or "none", refused)
-    stdout().print(table)
+    """Which rule scheduled each kernel, and why those before it did not; a table per target."""
+    for target, group in itertools.groupby(decisions, lambda decision: decision.target):
+        table = _table(f"Kernels for {target}", "kernel", "rule", "rules that did not apply")
+        for decision in group:
+            refused = "; ".join(f"{rule}: {reason}" for rule, reason in decision.refused.items())
+            table.add_row(decision.function, decision.rule or "none", refused)
+        stdout().print(table)
 
 
 def print_findings(findings: Iterable["Finding"]) -> None:

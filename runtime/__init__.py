@@ -1,7 +1,8 @@
 """Everything that needs only TVM's runtime: artifact, session, parity, benchmark."""
 
-from leakyforge.runtime.artifact import Artifact, Manifest, read_artifact
+from leakyforge.runtime.artifact import Artifact, read_artifact, read_manifest
 from leakyforge.runtime.benchmark import BenchReport, bench
+from leakyforge.runtime.manifest import Manifest
 from leakyforge.runtime.parity import ParityReport, check, verify
 from leakyforge.runtime.session import Session
 
@@ -14,5 +15,6 @@ __all__ = [
     "bench",
     "check",
     "read_artifact",
+    "read_manifest",
     "verify",
 ]

@@ -1,47 +1,43 @@
 """The artifact file (`.lfa`): one zip, stored, written at once and checked before it is used.
 
     manifest.json          everything below, described; its hash is the zip's comment
-    library.so             the compiled kernels
-    weights.bin            packed weights, each on a 64-byte boundary
+    library/NAME.so        the compiled kernels of the variant for the processor NAME
+    weights/HASH.bin       one weight, as the kernels take it; variants share those that are equal
     reference/input_N.npy  inputs and reference outputs that `verify` replays
     reference/output_N.npy
 
-Nothing in the file is executed before format, hashes, CPU features and TVM versions were checked.
+Of the variants only the one to run is read. Nothing in the file is executed before format, hashes,
+CPU features and TVM versions were checked.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import io
 import json
-import math
 import zipfile
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from leakyforge.errors import (
-    ArtifactCpuError,
     ArtifactError,
     ArtifactFormatError,
     ArtifactHashError,
     ArtifactIsDirectoryError,
     ArtifactNotFoundError,
-    ArtifactVersionError,
 )
 from leakyforge.files import atomic_file, destination_problem
-from leakyforge.pins import TVM_PINS
-from leakyforge.runtime import cpu
+from leakyforge.runtime.manifest import FORMAT, Manifest, Variant, WeightSpec, parse_manifest
 from leakyforge.runtime.reference import one_line
 from leakyforge.runtime.tensors import ALIGNMENT, Array, TensorSpec, empty_aligned, numpy_dtype
+from leakyforge.runtime.variants import choose_variant
 
-FORMAT = 1
 SUFFIX = ".lfa"
 MANIFEST = "manifest.json"
-LIBRARY = "library.so"
-WEIGHTS = "weights.bin"
 _COMMENT = b"leakyforge sha256="
 # Bytes read and hashed at a time: small enough to stay in a cache between the two.
 _CHUNK = 1 << 18
@@ -52,68 +48,13 @@ _UNREADABLE = (KeyError, TypeError, ValueError, EOFError, OSError, RuntimeError)
 
 
 @dataclass(frozen=True)
-class WeightSpec:
-    """Place of one weight in `weights.bin`, in bytes."""
-
-    shape: tuple[int, ...]
-    dtype: str
-    offset: int
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """What an artifact says of itself.
-
-    Attributes:
-        model: name of the model.
-        onnx_sha256: hash of the ONNX file that it was compiled from.
-        onnx_path: where that file was, None for a model that was in memory.
-        inputs: what `main` takes.
-        outputs: what `main` gives.
-        weights: places in `weights.bin`, in the order of the parameters after the inputs.
-        target: TVM's target as written in JSON.
-        machine: instruction set, as in x86_64.
-        cpu: LLVM's name of the processor.
-        cpu_features: LLVM's names of what the code may use.
-        thread_hint: cores that schedules assumed.
-        reference: what computed the reference outputs.
-        tuning_records: keys of the tuning records used.
-        versions: TVM packages that compiled it; the same must load it.
-        leakyforge: version of leakyforge that wrote it.
-        files: SHA-256 of the other members.
-        format: version of this layout.
-    """
-
-    model: str
-    onnx_sha256: str
-    onnx_path: str | None
-    inputs: tuple[TensorSpec, ...]
-    outputs: tuple[TensorSpec, ...]
-    weights: tuple[WeightSpec, ...]
-    target: str
-    machine: str
-    cpu: str
-    cpu_features: tuple[str, ...]
-    thread_hint: int
-    reference: str
-    tuning_records: tuple[str, ...]
-    versions: dict[str, str]
-    leakyforge: str
-    files: dict[str, str] = field(default_factory=dict)
-    format: int = FORMAT
-
-    def to_dict(self) -> dict[str, Any]:
-        """The manifest as plain values, for JSON."""
-        return dataclasses.asdict(self)
-
-
-@dataclass(frozen=True)
 class Artifact:
-    """A checked artifact in memory.
+    """One variant of an artifact in memory, checked.
 
     Attributes:
         path: where it was read from.
         manifest: what it says of itself.
+        variant: the one that was read.
         library: bytes of the shared library.
         weight_memory: aligned bytes of all weights; `unpack_weights` gives the arrays.
         reference_inputs: by input name.
@@ -122,45 +63,54 @@ class Artifact:
 
     path: Path
     manifest: Manifest
+    variant: Variant
     library: bytes
     weight_memory: Array
     reference_inputs: dict[str, Array]
     reference_outputs: dict[str, Array]
 
 
-def pack_weights(weights: Sequence[Array]) -> tuple[bytes, tuple[WeightSpec, ...]]:
-    """Lay weights one after the other on 64-byte boundaries."""
-    packed = bytearray()
-    specs = []
+def pack_weights(
+    weights: Sequence[Array],
+) -> tuple[tuple[WeightSpec, ...], dict[str, bytes]]:
+    """Describe weights, and give the members that hold them, named by their content."""
+    specs, members = [], {}
     for weight in weights:
-        packed += bytes(-len(packed) % ALIGNMENT)
-        specs.append(WeightSpec(weight.shape, str(weight.dtype), len(packed)))
-        packed += np.ascontiguousarray(weight).tobytes()
-    return bytes(packed), tuple(specs)
+        data = np.ascontiguousarray(weight).tobytes()
+        member = f"weights/{hashlib.sha256(data).hexdigest()[:16]}.bin"
+        specs.append(WeightSpec(weight.shape, str(weight.dtype), member))
+        members[member] = data
+    return tuple(specs), members
 
 
 def write_artifact(
     path: Path,
     manifest: Manifest,
-    library: bytes,
-    weights: bytes,
+    members: Mapping[str, bytes],
     reference_inputs: dict[str, Array],
     reference_outputs: dict[str, Array],
 ) -> None:
     """Write an artifact under a temporary name and rename it.
 
+    Args:
+        path: where to.
+        manifest: what it says of itself; the hashes are entered here.
+        members: libraries and weights of its variants, by name of the member.
+        reference_inputs: by input name.
+        reference_outputs: by output name.
+
     Raises:
         ArtifactError: the folder cannot be written, or the path is a directory. A file that was
             at `path` is then still there, whole.
     """
-    members = {LIBRARY: library, WEIGHTS: weights}
+    members = dict(members)
     for index, spec in enumerate(manifest.inputs):
         members[f"reference/input_{index}.npy"] = _to_npy(reference_inputs[spec.name])
     for index, spec in enumerate(manifest.outputs):
         members[f"reference/output_{index}.npy"] = _to_npy(reference_outputs[spec.name])
     hashes = {name: hashlib.sha256(data).hexdigest() for name, data in members.items()}
     manifest = dataclasses.replace(manifest, files=hashes)
-    text = json.dumps(manifest.to_dict(), indent=1).encode()
+    text = manifest.to_json()
     check_destination(path)
     try:
         with atomic_file(path) as stream, zipfile.ZipFile(stream, "w") as archive:
@@ -191,16 +141,61 @@ def is_artifact(path: Path) -> bool:
     return path.is_file() and zipfile.is_zipfile(path)
 
 
-def read_artifact(path: str | Path) -> Artifact:
-    """Read an artifact and check that it is whole; says nothing of whether it can run here.
+def read_artifact(path: str | Path, variant: str | None = None) -> Artifact:
+    """Read the variant that this machine runs best, or a named one, and check that it is whole.
+
+    The members of the other variants are not read.
 
     Raises:
         ArtifactNotFoundError: there is no file.
         ArtifactIsDirectoryError: the path is a directory.
         ArtifactFormatError: not an artifact, truncated, or of another format version.
         ArtifactHashError: a member is not what was written.
+        ArtifactError: nothing in it runs here, or not the named variant (see `choose_variant`).
     """
     path = Path(path)
+    with _opened(path) as (archive, manifest):
+        chosen = choose_variant(manifest, path, variant)
+
+        def read(name: str) -> Array:
+            return _read_member(archive, path, name, manifest.files[name])
+
+        return Artifact(
+            path,
+            manifest,
+            chosen,
+            read(chosen.library).tobytes(),
+            _weight_memory(
+                chosen.weights,
+                lambda name, memory: _read_into(archive, path, name, manifest.files[name], memory),
+            ),
+            _references(read, manifest.inputs, "input"),
+            _references(read, manifest.outputs, "output"),
+        )
+
+
+def read_manifest(path: str | Path, *, whole: bool = False) -> Manifest:
+    """Read what an artifact says of itself, whatever machine it is for.
+
+    Args:
+        path: the artifact.
+        whole: check the hash of every member too.
+
+    Raises:
+        ArtifactError: as `read_artifact`, but for the machine.
+    """
+    path = Path(path)
+    with _opened(path) as (archive, manifest):
+        if whole:
+            for name, digest in manifest.files.items():
+                for _ in _chunks(archive, path, name, digest):
+                    pass
+        return manifest
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[tuple[zipfile.ZipFile, Manifest]]:
+    """An artifact open for reading, and named errors for what goes wrong in the meantime."""
     if path.is_dir():
         raise ArtifactIsDirectoryError(f"{path} is a directory; give an {SUFFIX} file")
     if not path.is_file():
@@ -209,19 +204,7 @@ def read_artifact(path: str | Path) -> Artifact:
         )
     try:
         with zipfile.ZipFile(path) as archive:
-            manifest = _read_manifest(archive, path)
-            members = {
-                name: _read_member(archive, path, name, digest)
-                for name, digest in manifest.files.items()
-            }
-        return Artifact(
-            path,
-            manifest,
-            members[LIBRARY].tobytes(),
-            members[WEIGHTS],
-            _references(members, manifest.inputs, "input"),
-            _references(members, manifest.outputs, "output"),
-        )
+            yield archive, _read_manifest(archive, path)
     except zipfile.BadZipFile as error:
         if "CRC" in str(error):
             raise ArtifactHashError(
@@ -234,36 +217,6 @@ def read_artifact(path: str | Path) -> Artifact:
         raise ArtifactFormatError(
             f"artifact {path} cannot be read: {one_line(error)}; {_AGAIN}"
         ) from error
-
-
-def check_runs_here(manifest: Manifest, path: Path) -> None:
-    """Check that this machine can run the artifact's code.
-
-    Raises:
-        ArtifactCpuError: another instruction set, or CPU features that are absent here.
-        ArtifactVersionError: compiled with other TVM packages than those installed.
-    """
-    if manifest.machine != cpu.machine():
-        raise ArtifactCpuError(
-            f"artifact {path} is for {manifest.machine}, this machine is {cpu.machine()}; "
-            "compile the model for this machine"
-        )
-    missing = sorted(set(manifest.cpu_features) - cpu.host_features())
-    if missing:
-        raise ArtifactCpuError(
-            f"artifact {path} was compiled for {manifest.cpu} and needs CPU features that "
-            f"{cpu.model_name()} lacks: {', '.join(missing)}; compile it with --target cpu here, "
-            "or with --target cpu:x86-64-v3 for most machines"
-        )
-    if manifest.versions != TVM_PINS:
-        raise ArtifactVersionError(
-            f"artifact {path} was built with {_versions(manifest.versions)}, "
-            f"installed is {_versions(TVM_PINS)}; compile the model again"
-        )
-
-
-def _versions(versions: dict[str, str]) -> str:
-    return ", ".join(f"{name} {version}" for name, version in versions.items())
 
 
 def _read_manifest(archive: zipfile.ZipFile, path: Path) -> Manifest:
@@ -283,13 +236,7 @@ def _read_manifest(archive: zipfile.ZipFile, path: Path) -> Manifest:
             f"artifact {path} has format {fields.get('format')}, this leakyforge reads {FORMAT}; "
             "compile the model again"
         )
-    for key, kind in (("inputs", TensorSpec), ("outputs", TensorSpec), ("weights", WeightSpec)):
-        fields[key] = tuple(
-            kind(**{**entry, "shape": tuple(entry["shape"])}) for entry in fields[key]
-        )
-    for key in ("cpu_features", "tuning_records"):
-        fields[key] = tuple(fields[key])
-    return Manifest(**fields)
+    return parse_manifest(fields)
 
 
 def _check_hash(path: Path, name: str, found: str, digest: str) -> None:
@@ -299,46 +246,91 @@ def _check_hash(path: Path, name: str, found: str, digest: str) -> None:
         )
 
 
-def unpack_weights(memory: Array, specs: tuple[WeightSpec, ...]) -> list[Array]:
-    """Arrays over the memory of packed weights, without a copy."""
-    weights = []
+def place_weights(specs: Sequence[WeightSpec], members: Mapping[str, bytes]) -> Array:
+    """Aligned memory of a variant's weights, copied out of the members."""
+
+    def copy(name: str, memory: Array) -> None:
+        memory[:] = np.frombuffer(members[name], np.uint8)
+
+    return _weight_memory(specs, copy)
+
+
+def unpack_weights(memory: Array, specs: Sequence[WeightSpec]) -> list[Array]:
+    """Arrays over the memory of a variant's weights, without a copy."""
+    places, _ = _places(specs)
+    return [
+        memory[places[spec.member]].view(numpy_dtype(spec.dtype)).reshape(spec.shape)
+        for spec in specs
+    ]
+
+
+def _weight_memory(specs: Sequence[WeightSpec], fill: Callable[[str, Array], None]) -> Array:
+    """Aligned memory of a variant's weights; `fill` puts each member where it belongs."""
+    places, size = _places(specs)
+    memory = empty_aligned((size,), np.dtype(np.uint8))
+    for name, place in places.items():
+        fill(name, memory[place])
+    return memory
+
+
+def _places(specs: Sequence[WeightSpec]) -> tuple[dict[str, slice], int]:
+    """Where each member lies in memory, on 64-byte boundaries, and the size of it all."""
+    places: dict[str, slice] = {}
+    end = 0
     for spec in specs:
-        dtype = numpy_dtype(spec.dtype)
-        end = spec.offset + math.prod(spec.shape) * dtype.itemsize
-        weights.append(memory[spec.offset : end].view(dtype).reshape(spec.shape))
-    return weights
+        if spec.member not in places:
+            start = end + -end % ALIGNMENT
+            end = start + spec.nbytes
+            places[spec.member] = slice(start, end)
+    return places, end
 
 
 def _read_member(archive: zipfile.ZipFile, path: Path, name: str, digest: str) -> Array:
-    """Bytes of a member in aligned memory, read once and hashed on the way.
+    """Bytes of a member in memory of their own."""
+    size = archive.getinfo(name).file_size
+    if size > path.stat().st_size:
+        raise zipfile.BadZipFile(f"{name} is larger than the file")
+    memory = empty_aligned((size,), np.dtype(np.uint8))
+    _read_into(archive, path, name, digest, memory)
+    return memory
+
+
+def _read_into(archive: zipfile.ZipFile, path: Path, name: str, digest: str, memory: Array) -> None:
+    """Read a member once, into memory of its size, and hash it on the way.
 
     Raises:
         ArtifactHashError: its hash is not the one that the manifest names.
         zipfile.BadZipFile: the file is damaged.
     """
-    info = archive.getinfo(name)
-    if info.file_size > path.stat().st_size:
-        raise zipfile.BadZipFile(f"{name} is larger than the file")
-    memory = empty_aligned((info.file_size,), np.dtype(np.uint8))
-    target, position, digester = memory.data, 0, hashlib.sha256()
-    with archive.open(info) as stream:
+    size = archive.getinfo(name).file_size
+    if size != len(memory):
+        raise zipfile.BadZipFile(f"{name} has {size} bytes instead of {len(memory)}")
+    target, position = memory.data, 0
+    for chunk in _chunks(archive, path, name, digest):
+        target[position : position + len(chunk)] = chunk
+        position += len(chunk)
+
+
+def _chunks(archive: zipfile.ZipFile, path: Path, name: str, digest: str) -> Iterator[bytes]:
+    """A member piece by piece; its size and hash are compared after the last one."""
+    size, position, digester = archive.getinfo(name).file_size, 0, hashlib.sha256()
+    with archive.open(name) as stream:
         while chunk := stream.read(_CHUNK):
-            target[position : position + len(chunk)] = chunk
+            yield chunk
             position += len(chunk)
             digester.update(chunk)
-    if position != len(memory):
-        raise zipfile.BadZipFile(f"{name} has {position} bytes instead of {len(memory)}")
+    if position != size:
+        raise zipfile.BadZipFile(f"{name} has {position} bytes instead of {size}")
     _check_hash(path, name, digester.hexdigest(), digest)
-    return memory
 
 
 def _references(
-    members: Mapping[str, Array], specs: tuple[TensorSpec, ...], kind: str
+    read: Callable[[str], Array], specs: tuple[TensorSpec, ...], kind: str
 ) -> dict[str, Array]:
     """Stored inputs or outputs by name."""
     arrays = {}
     for index, spec in enumerate(specs):
-        data = io.BytesIO(members[f"reference/{kind}_{index}.npy"].data)
+        data = io.BytesIO(read(f"reference/{kind}_{index}.npy").data)
         stored = np.load(data, allow_pickle=False)
         arrays[spec.name] = stored.view(numpy_dtype(spec.dtype))
     return arrays

@@ -48,6 +48,7 @@ class BenchReport:
     """Figures of one run on one machine; only their ratios mean anything elsewhere."""
 
     model: str
+    variant: str
     cpu: str
     threads: int
     calls: int
@@ -67,6 +68,7 @@ def bench(
     threads: int | None = None,
     seconds: float = 5.0,
     startup: bool = True,
+    variant: str | None = None,
 ) -> BenchReport:
     """Time an artifact beside ONNX Runtime, and beside OpenVINO where that is installed.
 
@@ -78,6 +80,7 @@ def bench(
         threads: of every engine; by default the physical cores that this process may use.
         seconds: how long to measure all engines together; at least ten calls of each.
         startup: also measure start time and memory of a session, in processes of their own.
+        variant: the variant to time; by default the best for this CPU.
 
     Raises:
         ArtifactError: the artifact cannot be loaded here.
@@ -86,9 +89,9 @@ def bench(
     """
     if not seconds > 0:
         raise InputError(f"seconds={seconds}, but a benchmark needs a positive time")
-    loaded = read_artifact(artifact)
+    loaded = read_artifact(artifact, variant)
     session = Session(loaded, threads=threads)
-    proto = find_onnx(loaded, onnx)
+    proto = find_onnx(loaded.manifest, loaded.path, onnx)
     feeds = random_feeds(loaded.manifest.inputs, 0, _smallest(loaded.manifest.inputs))
     engines = {f"{OURS} {metadata.version('leakyforge')}": lambda: session.run(None, feeds)}
     engines |= _peers(proto, feeds, session.threads)
@@ -96,12 +99,13 @@ def bench(
     ours = statistics.median(next(iter(samples.values())))
     return BenchReport(
         model=loaded.manifest.model,
+        variant=session.variant,
         cpu=cpu.model_name(),
         threads=session.threads,
         calls=len(next(iter(samples.values()))),
         inputs={name: format_shape(array.shape) for name, array in feeds.items()},
         latencies=tuple(_latency(name, times, ours) for name, times in samples.items()),
-        startups=measure_startup(Path(artifact), proto, feeds, session.threads) if startup else (),
+        startups=measure_startup(session, loaded.path, proto, feeds) if startup else (),
     )
 
 

@@ -4,6 +4,7 @@ An artifact names the CPU features that its code may use in LLVM's words; Linux 
 features in `/proc/cpuinfo` in its own (Linux kernel, arch/x86/include/asm/cpufeatures.h).
 """
 
+import functools
 import platform
 from pathlib import Path
 
@@ -75,6 +76,7 @@ def model_name(cpuinfo: Path = _CPUINFO) -> str:
     return _field("model name", cpuinfo) or "unknown CPU"
 
 
+@functools.cache
 def host_features(cpuinfo: Path = _CPUINFO) -> frozenset[str]:
     """LLVM names of the features in `X86_FEATURES` that this machine has."""
     flags = set(_field("flags", cpuinfo).split())

@@ -5,18 +5,20 @@ needs neither onnx nor onnxruntime.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from leakyforge.errors import InputError, ModelError
-from leakyforge.runtime.artifact import Artifact, Manifest, read_artifact
+from leakyforge.runtime.artifact import Artifact, read_artifact, read_manifest
+from leakyforge.runtime.manifest import Manifest
 from leakyforge.runtime.reference import Reference, load_reference, random_feeds
 from leakyforge.runtime.session import Session, check_feeds
 from leakyforge.runtime.tensors import Array, TensorSpec, format_shape
 from leakyforge.runtime.tolerance import Tolerance, tolerance
+from leakyforge.runtime.variants import choose_variants
 
 # Batch sizes that a symbolic dimension takes in turn, so that a kernel's tail is seen.
 _SYMBOL_SIZES = (1, 3, 2, 4)
@@ -42,6 +44,7 @@ class OutputParity:
         needed: least share of the tolerance that would have passed; 1 or less passes.
         passed: whether the output is within the tolerance in every sample.
         problem: what is wrong where it is not a difference in values, else empty.
+        variant: of the artifact, the variant that computed it.
     """
 
     output: str
@@ -59,6 +62,7 @@ class OutputParity:
     needed: float
     passed: bool
     problem: str = ""
+    variant: str = ""
 
 
 @dataclass(frozen=True)
@@ -72,13 +76,23 @@ class NegativeShare:
 
 @dataclass(frozen=True)
 class ParityReport:
-    """Result of a parity check; true where every output passed."""
+    """Result of a parity check; true where every output of every variant that ran passed.
+
+    Attributes:
+        artifact: its path.
+        samples: inputs that were compared.
+        seed: of the inputs, None where they were given.
+        outputs: one row for each variant, reference and output.
+        leaky_relus: how much of each LeakyRelu was tested.
+        not_run: for each variant that was asked for and cannot run here, why.
+    """
 
     artifact: str
     samples: int
     seed: int | None
     outputs: tuple[OutputParity, ...]
     leaky_relus: tuple[NegativeShare, ...]
+    not_run: dict[str, str] = field(default_factory=dict)
 
     def __bool__(self) -> bool:
         return all(row.passed for row in self.outputs)
@@ -105,6 +119,7 @@ def check(
     inputs: Mapping[str, Array] | None = None,
     samples: int = 4,
     seed: int = 0,
+    variant: str | None = None,
 ) -> ParityReport:
     """Compare an artifact with ONNX Runtime, with its graph optimisations on and off.
 
@@ -115,6 +130,7 @@ def check(
         inputs: one array for each input; by default seeded random ones.
         samples: number of random inputs; symbolic dimensions take other sizes in each.
         seed: of the random inputs.
+        variant: the variant to check; by default the best for this CPU, `all` for each that runs.
 
     Raises:
         ArtifactError: the artifact cannot be loaded here.
@@ -123,10 +139,11 @@ def check(
     """
     if samples < 1:
         raise InputError(f"samples={samples}, but a check needs at least 1")
-    loaded = read_artifact(artifact)
-    session = Session(loaded)
-    proto = find_onnx(loaded, onnx)
-    specs = loaded.manifest.inputs
+    path = Path(artifact)
+    manifest = read_manifest(path)
+    variants, not_run = choose_variants(manifest, path, variant)
+    proto = find_onnx(manifest, path, onnx)
+    specs = manifest.inputs
     if inputs is None:
         feeds = [
             random_feeds(specs, seed + index, _symbol_sizes(specs, index))
@@ -134,43 +151,65 @@ def check(
         ]
     else:
         feeds = [check_feeds(specs, inputs)]
-    names = [spec.name for spec in loaded.manifest.outputs]
-    actual = [dict(zip(names, session.run(None, feed), strict=True)) for feed in feeds]
+    actual = {each.name: _outputs(read_artifact(path, each.name), feeds) for each in variants}
     references = [load_reference(proto, optimised=optimised) for optimised in (True, False)]
     if references[0].name == references[1].name:
         del references[1]
     rows = []
     for reference in references:
         desired = [reference.run(feed) for feed in feeds]
-        rows += compare_outputs(loaded.manifest.outputs, actual, desired, reference.name)
+        for name, ours in actual.items():
+            rows += [
+                replace(row, variant=name)
+                for row in compare_outputs(manifest.outputs, ours, desired, reference.name)
+            ]
     return ParityReport(
         str(artifact),
         len(feeds),
         seed if inputs is None else None,
         tuple(rows),
         negative_shares(proto, feeds),
+        not_run,
     )
 
 
-def verify(artifact: str | Path) -> ParityReport:
+def verify(artifact: str | Path, variant: str | None = None) -> ParityReport:
     """Replay the inputs that an artifact carries and compare with the outputs that it carries.
 
+    Every member of the file is checked, those of variants that do not run here too.
+
+    Args:
+        artifact: the artifact's path.
+        variant: the variant to run; by default the best for this CPU, `all` for each that runs.
+
     Raises:
-        ArtifactError: the artifact cannot be loaded here.
+        ArtifactError: the artifact is damaged or cannot be loaded here.
     """
-    loaded = read_artifact(artifact)
-    names = [spec.name for spec in loaded.manifest.outputs]
-    results = Session(loaded).run(None, loaded.reference_inputs)
+    path = Path(artifact)
+    variants, not_run = choose_variants(read_manifest(path, whole=True), path, variant)
+    rows = [row for each in variants for row in replay(read_artifact(path, each.name))]
+    return ParityReport(str(artifact), 1, None, tuple(rows), (), not_run)
+
+
+def replay(artifact: Artifact) -> list[OutputParity]:
+    """Compare one variant's outputs with those that the artifact carries."""
     rows = compare_outputs(
-        loaded.manifest.outputs,
-        [dict(zip(names, results, strict=True))],
-        [loaded.reference_outputs],
-        f"stored: {loaded.manifest.reference}",
+        artifact.manifest.outputs,
+        _outputs(artifact, [artifact.reference_inputs]),
+        [artifact.reference_outputs],
+        f"stored: {artifact.manifest.reference}",
     )
-    return ParityReport(str(artifact), 1, None, tuple(rows), ())
+    return [replace(row, variant=artifact.variant.name) for row in rows]
 
 
-def find_onnx(artifact: Artifact, onnx: str | Path | None) -> Any:
+def _outputs(artifact: Artifact, feeds: Sequence[Mapping[str, Array]]) -> list[dict[str, Array]]:
+    """Outputs of one variant by name, for each of the inputs."""
+    session = Session(artifact)
+    names = [spec.name for spec in artifact.manifest.outputs]
+    return [dict(zip(names, session.run(None, feed), strict=True)) for feed in feeds]
+
+
+def find_onnx(manifest: Manifest, artifact: Path, onnx: str | Path | None) -> Any:
     """The model that an artifact was compiled from, its hash compared with the artifact's.
 
     Raises:
@@ -179,14 +218,13 @@ def find_onnx(artifact: Artifact, onnx: str | Path | None) -> Any:
     # Only here: a machine that merely runs artifacts has no onnx.
     from leakyforge.runtime.source import read_onnx
 
-    manifest = artifact.manifest
-    path = Path(onnx) if onnx is not None else _recorded_onnx(artifact.path, manifest)
+    path = Path(onnx) if onnx is not None else _recorded_onnx(artifact, manifest)
     if onnx is None and not path.is_file():
         raise ModelError(f"ONNX file {path} does not exist; give the model with --onnx FILE")
     proto, digest = read_onnx(path)
     if digest != manifest.onnx_sha256:
         raise ModelError(
-            f"{path} is not the file that artifact {artifact.path} was compiled from (SHA-256 "
+            f"{path} is not the file that artifact {artifact} was compiled from (SHA-256 "
             "differs); compile it again, or give the right file with --onnx FILE"
         )
     return proto

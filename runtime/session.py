@@ -11,11 +11,10 @@ from leakyforge.errors import ExecutionError, InputError
 from leakyforge.runtime import threads as thread_count
 from leakyforge.runtime.artifact import (
     Artifact,
-    Manifest,
-    check_runs_here,
     read_artifact,
     unpack_weights,
 )
+from leakyforge.runtime.manifest import Manifest
 from leakyforge.runtime.reference import one_line
 from leakyforge.runtime.tensors import (
     Array,
@@ -38,23 +37,29 @@ class Session:
     Args:
         path: an artifact file, or an artifact that was read before.
         threads: threads to use; by default the physical cores that this process may use.
+        variant: of the file, the variant to run; by default the best for this CPU.
 
     Raises:
         ArtifactError: the file is missing, damaged, or not for this machine (see its subclasses).
         InputError: more threads than CPUs.
     """
 
-    def __init__(self, path: str | Path | Artifact, threads: int | None = None) -> None:
-        artifact = path if isinstance(path, Artifact) else read_artifact(path)
-        check_runs_here(artifact.manifest, artifact.path)
+    def __init__(
+        self,
+        path: str | Path | Artifact,
+        threads: int | None = None,
+        variant: str | None = None,
+    ) -> None:
+        artifact = path if isinstance(path, Artifact) else read_artifact(path, variant)
         self.manifest: Manifest = artifact.manifest
+        self.variant = artifact.variant.name
         self.threads = thread_count.usable_cores() if threads is None else threads
         set_threads(self.threads)
         self._lock = threading.Lock()
         self._machine = load_vm(artifact.library, str(artifact.path))
         self._main = self._machine["main"]
         self._weight_memory = artifact.weight_memory
-        weights = unpack_weights(artifact.weight_memory, artifact.manifest.weights)
+        weights = unpack_weights(artifact.weight_memory, artifact.variant.weights)
         self._weights = [_to_tvm(weight) for weight in weights]
         self._staging: dict[str, tuple[Array, Any]] = {}
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from leakyforge.errors import LeakyforgeError
 from leakyforge.runtime.arrays import save_npz
+from leakyforge.runtime.session import Session
 from leakyforge.runtime.tensors import Array
 
 _ENGINES = ("leakyforge", "onnxruntime")
@@ -39,9 +40,9 @@ class Startup:
 
 
 def measure_startup(
-    artifact: Path, proto: Any, feeds: Mapping[str, Array], threads: int
+    session: Session, artifact: Path, proto: Any, feeds: Mapping[str, Array]
 ) -> tuple[Startup, ...]:
-    """Measure our session and ONNX Runtime's, with files in a warm cache; medians of three.
+    """Measure a session like ours and ONNX Runtime's, with files in a warm cache; medians of three.
 
     Raises:
         LeakyforgeError: a measuring process fails.
@@ -55,7 +56,8 @@ def measure_startup(
         results = []
         for engine in _ENGINES:
             command = [sys.executable, "-c", _PROBE.read_text(), engine, str(files[engine])]
-            runs = [_measure([*command, str(inputs), str(threads)], folder) for _ in range(3)]
+            command += [str(inputs), str(session.threads), session.variant]
+            runs = [_measure(command, folder) for _ in range(3)]
             median = {key: float(np.median([run[key] for run in runs])) for key in runs[0]}
             results.append(Startup(engine, **median))
     return tuple(results)

@@ -3,6 +3,7 @@
 import dataclasses
 import subprocess
 import sys
+import zipfile
 
 import numpy as np
 import onnx
@@ -10,7 +11,7 @@ import pytest
 
 from leakyforge.exporter import export
 from leakyforge.kernels import compile
-from leakyforge.runtime import read_artifact
+from leakyforge.runtime import read_artifact, read_manifest
 from leakyforge.runtime.artifact import write_artifact
 
 _HEADER = '<ir_version: 10, opset_import: ["": 18]>\n'
@@ -92,16 +93,32 @@ def digits(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def rewrite():
-    """Write a copy of an artifact, other fields in its manifest, all hashes right."""
+def fat(build, tmp_path_factory):
+    """The convolution in the variants of `cpu:fat`."""
+    path = tmp_path_factory.mktemp("fat") / "fat.lfa"
+    return compile(build(_conv(1)).with_suffix(".onnx"), "cpu:fat", output=path)
 
-    def rewrite(source, path, reference_outputs=None, library=None, **fields):
+
+@pytest.fixture(scope="session")
+def rewrite():
+    """Write a copy of an artifact, all hashes right.
+
+    `fields` are of its manifest, `variant` of its first variant, `parts` are members by name.
+    """
+
+    def rewrite(source, path, reference_outputs=None, parts=None, variant=None, **fields):
         artifact = read_artifact(source)
+        manifest = dataclasses.replace(read_manifest(source), **fields)
+        with zipfile.ZipFile(source) as archive:
+            members = {
+                name: archive.read(name) for each in manifest.variants for name in each.members
+            }
+        first, *others = manifest.variants
+        first = dataclasses.replace(first, **(variant or {}))
         write_artifact(
             path,
-            dataclasses.replace(artifact.manifest, **fields),
-            artifact.library if library is None else library,
-            artifact.weight_memory.tobytes(),
+            dataclasses.replace(manifest, variants=(first, *others)),
+            {**members, **(parts or {})},
             artifact.reference_inputs,
             artifact.reference_outputs if reference_outputs is None else reference_outputs,
         )

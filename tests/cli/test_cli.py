@@ -1,5 +1,6 @@
 """The command line: help, exit statuses, one line for an error, and what --json and -o give."""
 
+import dataclasses
 import json
 import re
 import shutil
@@ -14,7 +15,7 @@ import pytest
 
 from leakyforge import cli
 from leakyforge.errors import LeakyforgeError
-from leakyforge.runtime import read_artifact
+from leakyforge.runtime import cpu, read_artifact
 
 COMMANDS = list(cli.cli.commands)
 IMAGE = (1, 2, 7, 5)
@@ -190,6 +191,104 @@ class TestPipeline:
         status, out, _ = invoke("check", artifact)
         assert status == 0
         assert "alpha 0.3 of LeakyRelu 'y' was not tested" in out
+
+
+class TestVariants:
+    """`cpu:fat` and `--variant`."""
+
+    @pytest.fixture
+    def old_cpu(self, monkeypatch):
+        """This machine as one that has nothing but the least x86-64."""
+        monkeypatch.setattr(cpu, "host_features", lambda: frozenset({"cmov", "sse", "sse2"}))
+
+    def test_compile_and_explain(self, invoke, conv, tmp_path):
+        output = tmp_path / "fat.lfa"
+        model = conv.with_suffix(".onnx")
+        status, out, err = invoke(
+            "compile", model, "--target", "cpu:fat", "-o", output, "--explain"
+        )
+        assert (status, err) == (0, "")
+        titles = [line.strip() for line in out.splitlines() if line.startswith("Kernels")]
+        assert titles == [f"Kernels for {name}" for name in ("x86-64-v4", "x86-64-v3", "x86-64")]
+        assert out.endswith(f"wrote {output}\n")
+
+    def test_compile_on_an_old_cpu_says_what_was_not_run(self, invoke, conv, tmp_path, old_cpu):
+        output = tmp_path / "fat.lfa"
+        model = conv.with_suffix(".onnx")
+        assert invoke("compile", model, "--target", "cpu:fat", "-o", output, "-q")[0] == 0
+        fields = json.loads(invoke("inspect", output, "--json")[1])
+        assert [each["parity"]["result"] for each in fields["variants"]] == [
+            "not run", "not run", "pass",
+        ]  # fmt: skip
+        out = invoke("inspect", output)[1]
+        assert re.search(rf"not run: {re.escape(cpu.model_name())} lacks .*avx512f", out)
+        assert re.search(r"pass on .*: wide .* of its range \(tolerance ", out)
+
+    def test_inspect(self, invoke, fat):
+        out = invoke("inspect", fat)[1]
+        for name in ("x86-64-v4", "x86-64-v3", "x86-64"):
+            assert re.search(rf"│ variant +│ {name} ", out)
+        fields = json.loads(invoke("inspect", fat, "--json")[1])
+        assert len(fields["variants"]) == 3
+        for variant in fields["variants"]:
+            assert variant["library_size"] > 1000
+            assert variant["parity"]["result"] in ("pass", "not run")
+
+    @pytest.mark.parametrize("command", ["check", "verify"])
+    def test_all(self, invoke, fat, old_cpu, command):
+        status, out, err = invoke(command, fat, "--variant", "all")
+        assert (status, err) == (0, "")
+        assert f"Parity of {fat}, variant x86-64 (" in out
+        assert re.search(r"variant x86-64-v4 was not run: .* lacks .*avx512f", out)
+        assert out.endswith("parity: pass; not run: x86-64-v4, x86-64-v3\n")
+        report = json.loads(invoke(command, fat, "--variant", "all", "--json")[1])
+        assert report["not_run"].keys() == {"x86-64-v4", "x86-64-v3"}
+        assert {row["variant"] for row in report["outputs"]} == {"x86-64"}
+
+    @pytest.mark.parametrize("command", ["check", "verify"])
+    def test_one(self, invoke, fat, command):
+        status, out, _ = invoke(command, fat, "--variant", "x86-64", "--json")
+        report = json.loads(out)
+        assert (status, report["passed"], report["not_run"]) == (0, True, {})
+        assert {row["variant"] for row in report["outputs"]} == {"x86-64"}
+
+    def test_run(self, invoke, fat, image, tmp_path):
+        output = tmp_path / "y.npz"
+        arguments = ["run", fat, "--input", f"image={image}", "-o", output, "-q"]
+        assert invoke(*arguments, "--variant", "x86-64") == (0, "", "")
+        from leakyforge import Session
+
+        desired = Session(fat, variant="x86-64").run(["wide"], {"image": np.load(image)})
+        with np.load(output) as stored:
+            np.testing.assert_array_equal(stored["wide"], desired[0])
+
+    def test_bench(self, invoke, fat):
+        status, out, err = invoke("bench", fat, "--seconds", "0.1", "--variant", "x86-64", "--json")
+        assert (status, err) == (0, "")
+        assert json.loads(out)["variant"] == "x86-64"
+
+    @pytest.mark.parametrize("command", ["check", "verify", "run", "bench"])
+    def test_that_cannot_run_or_does_not_exist(self, fails, fat, old_cpu, command):
+        line = fails(command, fat, "--variant", "x86-64-v3")
+        assert f"variant x86-64-v3 of artifact {fat} needs" in line
+        assert "lacks: avx, avx2, " in line
+        assert "has no variant 'znver9'" in fails(command, fat, "--variant", "znver9")
+
+    def test_failed_parity_of_compile_is_status_1(self, invoke, conv, tmp_path, monkeypatch):
+        from leakyforge.runtime import record
+
+        right = record.replay
+        monkeypatch.setattr(
+            record,
+            "replay",
+            lambda loaded: [dataclasses.replace(row, passed=False) for row in right(loaded)],
+        )
+        output = tmp_path / "m.lfa"
+        status, out, err = invoke("compile", conv.with_suffix(".onnx"), "-o", output)
+        assert (status, out) == (1, "")
+        assert err.startswith(f"leakyforge: error: {output} is not written: output 'wide'")
+        assert err.count("\n") == 1
+        assert not output.exists()
 
 
 class TestJson:
@@ -602,7 +701,7 @@ class TestErrors:
     def test_bug_of_ours(self, invoke, leaky, monkeypatch, debug):
         from leakyforge import runtime
 
-        def verify(_):
+        def verify(*_):
             raise ZeroDivisionError("a\nbug")
 
         monkeypatch.setattr(runtime, "verify", verify)
@@ -617,7 +716,7 @@ class TestErrors:
     def test_interrupt(self, invoke, leaky, monkeypatch):
         from leakyforge import runtime
 
-        def verify(_):
+        def verify(*_):
             raise KeyboardInterrupt
 
         monkeypatch.setattr(runtime, "verify", verify)
@@ -626,7 +725,7 @@ class TestErrors:
     def test_message_of_several_lines(self, invoke, leaky, monkeypatch):
         from leakyforge import runtime
 
-        def verify(_):
+        def verify(*_):
             raise LeakyforgeError("first\n  second")
 
         monkeypatch.setattr(runtime, "verify", verify)

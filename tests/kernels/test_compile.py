@@ -1,5 +1,7 @@
 """Whole models through `compile`: shapes, names, targets, and agreement with ONNX Runtime."""
 
+import sys
+
 import numpy as np
 import onnx
 import onnxruntime
@@ -10,14 +12,17 @@ from leakyforge.errors import (
     ArtifactError,
     ArtifactIsDirectoryError,
     ModelError,
+    ParityError,
     ShapeError,
     TargetError,
     UnsupportedOperatorError,
 )
 from leakyforge.exporter import export
-from leakyforge.kernels import STAGES, compile
-from leakyforge.runtime import Session, check, read_artifact, verify
+from leakyforge.kernels import STAGES, compile, parse_target
+from leakyforge.kernels.target import FAT
+from leakyforge.runtime import Session, check, cpu, read_artifact, read_manifest, verify
 from leakyforge.runtime.cpu import host_features
+from leakyforge.runtime.reference import Reference
 
 
 def onnxruntime_outputs(model, feeds):
@@ -269,20 +274,143 @@ class TestTargets:
     )
     def test_x86_64_v3_runs_here(self, network_file, network, tmp_path):
         path = compile(network_file, "cpu:x86-64-v3", output=tmp_path / "v3.lfa")
-        manifest = read_artifact(path).manifest
-        assert manifest.cpu == "x86-64-v3"
-        assert "avx2" in manifest.cpu_features
-        assert not any(name.startswith("avx512") for name in manifest.cpu_features)
+        variant = read_artifact(path).variant
+        assert variant.name == "x86-64-v3"
+        assert "avx2" in variant.features
+        assert not any(name.startswith("avx512") for name in variant.features)
         assert verify(path)
         assert check(path, samples=1)
 
     def test_the_oldest_x86_64_runs_everywhere(self, several, tmp_path):
         path = compile(several, "cpu:x86-64", output=tmp_path / "v1.lfa")
-        assert set(read_artifact(path).manifest.cpu_features) <= {"cmov", "sse", "sse2"}
+        assert set(read_artifact(path).variant.features) <= {"cmov", "sse", "sse2"}
         assert verify(path)
 
     def test_host_features_are_written_down(self, symbolic):
-        assert set(read_artifact(symbolic).manifest.cpu_features) == host_features()
+        assert set(read_artifact(symbolic).variant.features) == host_features()
+
+
+class TestFat:
+    @pytest.fixture(scope="class")
+    def fat(self, network_file, tmp_path_factory):
+        path = tmp_path_factory.mktemp("fat") / "fat.lfa"
+        return compile(network_file, "cpu:fat", output=path)
+
+    def test_variants(self, fat):
+        variants = read_manifest(fat).variants
+        assert tuple(variant.name for variant in variants) == FAT
+        assert "avx512f" in variants[0].features
+        assert "avx2" in variants[1].features
+        assert set(variants[2].features) <= {"cmov", "sse", "sse2"}
+
+    @pytest.mark.parametrize("name", FAT)
+    def test_each_agrees_with_onnxruntime(self, fat, network, name):
+        variant = next(each for each in read_manifest(fat).variants if each.name == name)
+        missing = set(variant.features) - host_features()
+        for feature in ("avx512f", "avx2", *missing):
+            if feature in missing:
+                pytest.skip(f"this CPU lacks {feature}")
+        for batch in (1, 4):
+            feeds = {"image": images(batch)}
+            (actual,) = Session(fat, variant=name).run(None, feeds)
+            assert_close(actual, onnxruntime_outputs(network, feeds)[0], roundings=27 + 99 + 5)
+
+    def test_two_compilations_give_the_same_bytes(self, network_file, tmp_path):
+        """Of a fixed shape: TVM computes symbolic sizes in the order of addresses."""
+        shapes = {"image": (2, 3, 9, 11)}
+        first, again = (
+            compile(network_file, "cpu:fat", shapes=shapes, output=tmp_path / f"{name}.lfa")
+            for name in ("first", "again")
+        )
+        assert again.read_bytes() == first.read_bytes()
+
+    def test_stages_and_decisions_come_for_each_variant(self, several, tmp_path):
+        told, decisions = [], []
+        compile(
+            several, "cpu:fat", output=tmp_path / "m.lfa",
+            on_stage=told.append, on_decision=decisions.append,
+        )  # fmt: skip
+        first, last = STAGES.index("fuse"), STAGES.index("link") + 1
+        assert tuple(told) == (*STAGES[:first], *STAGES[first:last] * 3, *STAGES[last:])
+        assert tuple(dict.fromkeys(decision.target for decision in decisions)) == FAT
+
+
+class TestParityRecord:
+    def test_what_it_says(self, symbolic):
+        artifact = read_artifact(symbolic)
+        record = artifact.variant.parity
+        assert (record.result, record.cpu, record.lacks) == ("pass", cpu.model_name(), ())
+        (row,) = verify(symbolic).outputs
+        (output,) = record.outputs
+        assert output.output == "scores"
+        assert output.error == pytest.approx(row.max_abs / row.range)
+        assert output.tolerance == pytest.approx(row.atol / row.range)
+        assert 0 < output.used == row.needed <= 1
+
+    def test_each_variant_has_its_own(self, network_file, tmp_path, monkeypatch):
+        few = frozenset({"cmov", "sse", "sse2"})
+        monkeypatch.setattr(cpu, "host_features", lambda: few)
+        path = compile(network_file, "cpu:fat", output=tmp_path / "m.lfa")
+        best, middle, least = (variant.parity for variant in read_manifest(path).variants)
+        assert least.result == "pass"
+        assert [output.output for output in least.outputs] == ["scores"]
+        assert (best.result, middle.result) == ("not run", "not run")
+        assert "avx512f" in best.lacks
+        assert "avx2" in middle.lacks
+        assert best.outputs == middle.outputs == ()
+
+    def test_output_of_zeros(self, parse, tmp_path):
+        path = compile(
+            parse("g (float[3] x) => (float[3] y) { y = Sub (x, x) }"), output=tmp_path / "m.lfa"
+        )
+        (output,) = read_artifact(path).variant.parity.outputs
+        assert (output.error, output.used) == (0, 0)
+
+    def wrong_reference(self, monkeypatch, change):
+        module = sys.modules["leakyforge.kernels.compile"]
+        right = module.load_reference
+
+        def load(proto):
+            reference = right(proto)
+
+            def run(names, feeds):
+                return [change(array) for array in reference.run(feeds).values()]
+
+            return Reference(reference.name, reference.names, run)
+
+        monkeypatch.setattr(module, "load_reference", load)
+
+    @pytest.mark.parametrize(
+        ("change", "words"),
+        [
+            (lambda array: array * np.float32(1.001), [" of its range, the tolerance is "]),
+            (lambda array: array[:-1], ["shape 2x7 instead of 1x7"]),
+        ],
+        ids=["values", "shape"],
+    )
+    @pytest.mark.parametrize("target", ["cpu", "cpu:fat"])
+    def test_a_variant_that_differs_is_not_written(
+        self, network_file, tmp_path, monkeypatch, target, change, words
+    ):
+        self.wrong_reference(monkeypatch, change)
+        path = tmp_path / "m.lfa"
+        path.write_text("precious")
+        with pytest.raises(ParityError) as caught:
+            compile(network_file, target, output=path)
+        name = read_name(target)
+        for word in (*words, f"{path} is not written: output 'scores' of variant {name} differs"):
+            assert word in str(caught.value)
+        assert "\n" not in str(caught.value)
+        assert path.read_text() == "precious"
+        assert [entry.name for entry in tmp_path.iterdir()] == ["m.lfa"]
+
+
+def read_name(target):
+    """The variant of a target that is compared first."""
+    if target == "cpu":
+        return parse_target("cpu").name
+    runs = [name for name in FAT if parse_target(f"cpu:{name}").features <= host_features()]
+    return runs[0]
 
 
 class TestDigits:

@@ -7,6 +7,7 @@ import pytest
 from leakyforge.errors import TargetError
 from leakyforge.kernels import parse_target
 from leakyforge.kernels import target as target_module
+from leakyforge.kernels.target import parse_targets
 from leakyforge.runtime import cpu, threads
 
 
@@ -39,6 +40,18 @@ def test_name_gives_the_features_that_llvm_takes_it_for():
 )
 def test_vector_width(name, bits):
     assert parse_target(f"cpu:{name}").vector_bits == bits
+
+
+def test_fat_is_several_targets_and_the_best_comes_first():
+    best, middle, least = parse_targets("cpu:fat")
+    assert (best.name, middle.name, least.name) == target_module.FAT
+    assert best.features > middle.features > least.features
+    assert (best.vector_bits, middle.vector_bits, least.vector_bits) == (512, 256, 128)
+
+
+@pytest.mark.parametrize("text", ["cpu", "cpu:x86-64-v3", '{"kind": "llvm"}'])
+def test_other_targets_are_one(text):
+    assert [target.name for target in parse_targets(text)] == [parse_target(text).name]
 
 
 def test_json_target():

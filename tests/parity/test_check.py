@@ -227,21 +227,10 @@ class TestVerify:
         assert not report
         assert report.outputs[0].problem == "shape 2x3 instead of 3x2"
 
-    def test_other_weights(self, conv, tmp_path):
-        from leakyforge.runtime.artifact import write_artifact
-
-        loaded = read_artifact(conv)
-        weights = loaded.weight_memory.copy()
-        weights[:4] = np.frombuffer(np.float32(3).tobytes(), np.uint8)
-        write_artifact(
-            tmp_path / "m.lfa",
-            loaded.manifest,
-            loaded.library,
-            weights.tobytes(),
-            loaded.reference_inputs,
-            loaded.reference_outputs,
-        )
-        assert not verify(tmp_path / "m.lfa")
+    def test_other_weights(self, conv, rewrite, tmp_path):
+        weight = read_artifact(conv).variant.weights[0]
+        ones = {weight.member: np.ones(weight.shape, weight.dtype).tobytes()}
+        assert not verify(rewrite(conv, tmp_path / "m.lfa", parts=ones))
 
 
 class TestRandomFeeds:

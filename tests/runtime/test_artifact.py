@@ -17,19 +17,15 @@ from hypothesis import strategies as st
 
 from leakyforge import errors
 from leakyforge.pins import TVM_PINS
-from leakyforge.runtime import Session, artifact, cpu, read_artifact, session
-from leakyforge.runtime.artifact import (
-    LIBRARY,
-    MANIFEST,
-    WEIGHTS,
-    WeightSpec,
-    pack_weights,
-    unpack_weights,
-    write_artifact,
-)
-from leakyforge.runtime.tensors import ALIGNMENT, empty_aligned
+from leakyforge.runtime import Session, artifact, cpu, read_artifact, read_manifest, session
+from leakyforge.runtime import manifest as manifest_module
+from leakyforge.runtime.artifact import MANIFEST, pack_weights, place_weights, unpack_weights
+from leakyforge.runtime.manifest import FORMAT, WeightSpec
+from leakyforge.runtime.tensors import ALIGNMENT
 
 ADVICE = r"compile|give |make it with"
+# How the names of members begin.
+LIBRARY, WEIGHTS = "library/", "weights/"
 MEMBERS = [MANIFEST, LIBRARY, WEIGHTS, "reference/input_0.npy", "reference/output_0.npy"]
 
 
@@ -55,17 +51,10 @@ def refused(path, kind):
     return message
 
 
-def write(source, path, **parts):
-    """Write a copy of an artifact with other parts."""
-    loaded = read_artifact(source)
-    given_parts = {
-        "manifest": loaded.manifest,
-        "library": loaded.library,
-        "weights": loaded.weight_memory.tobytes(),
-        "reference_inputs": loaded.reference_inputs,
-        "reference_outputs": loaded.reference_outputs,
-    }
-    write_artifact(path, **(given_parts | parts))
+def member_named(path, start):
+    """The first member whose name begins so."""
+    with zipfile.ZipFile(path) as archive:
+        return next(name for name in archive.namelist() if name.startswith(start))
 
 
 def member_span(path, name):
@@ -82,6 +71,7 @@ def same(first, second):
     """Whether two artifacts hold the same."""
     return (
         first.manifest == second.manifest
+        and first.variant == second.variant
         and first.library == second.library
         and np.array_equal(first.weight_memory, second.weight_memory)
         and np.array_equal(first.reference_inputs["x"], second.reference_inputs["x"])
@@ -97,10 +87,10 @@ def refused_or_same(path, whole):
         return str(path) in str(error) and "\n" not in str(error)
 
 
-def test_round_trip(conv, tmp_path):
+def test_round_trip(conv, rewrite, tmp_path):
     loaded = read_artifact(conv)
     copy = tmp_path / "copy.lfa"
-    write(conv, copy)
+    rewrite(conv, copy)
     again = read_artifact(copy)
     assert again.manifest == loaded.manifest
     assert again.library == loaded.library
@@ -119,11 +109,15 @@ def test_manifest_says_what_was_compiled(conv):
     assert manifest.onnx_path == str(conv.with_suffix(".onnx"))
     assert [spec.name for spec in manifest.outputs] == ["wide", "mean"]
     assert manifest.machine == cpu.machine()
-    assert set(manifest.cpu_features) <= cpu.host_features()
+    (variant,) = manifest.variants
+    assert set(variant.features) <= cpu.host_features()
+    assert variant.library == f"library/{variant.name}.so"
+    assert variant.library_size == len(read_artifact(conv).library)
     assert manifest.versions == TVM_PINS
-    assert manifest.weights
-    assert set(manifest.files) == {*MEMBERS[1:], "reference/output_1.npy"}
-    assert json.loads(json.dumps(manifest.to_dict()))["format"] == artifact.FORMAT
+    assert variant.weights
+    references = {"reference/input_0.npy", "reference/output_0.npy", "reference/output_1.npy"}
+    assert set(manifest.files) == {*variant.members, *references}
+    assert json.loads(json.dumps(manifest.to_dict()))["format"] == FORMAT
 
 
 def test_weights_are_packed_on_boundaries_and_come_back():
@@ -137,28 +131,34 @@ def test_weights_are_packed_on_boundaries_and_come_back():
         np.array([True, False]),
         np.array([1.5, -2], ml_dtypes.bfloat16),
     ]
-    packed, specs = pack_weights(weights)
-    assert all(spec.offset % ALIGNMENT == 0 for spec in specs)
-    assert specs[0] == WeightSpec((7,), "float32", 0)
-    memory = empty_aligned((len(packed),), np.dtype(np.uint8))
-    memory[:] = np.frombuffer(packed, np.uint8)
+    weights += [weights[0].copy(), np.array(3, np.uint64)]
+    specs, members = pack_weights(weights)
+    assert specs[0] == WeightSpec((7,), "float32", specs[6].member)
+    assert specs[1].member == specs[7].member
+    assert len(members) == len(weights) - 2
+    memory = place_weights(specs, members)
     for array, weight in zip(unpack_weights(memory, specs), weights, strict=True):
         np.testing.assert_array_equal(array, weight, strict=True)
+        assert array.ctypes.data % ALIGNMENT == 0
         assert array.size == 0 or np.may_share_memory(array, memory)
 
 
-def test_mode_follows_the_umask(leaky, tmp_path):
+def test_mode_follows_the_umask(leaky, rewrite, tmp_path):
     path = tmp_path / "copy.lfa"
     old = os.umask(0o027)
     try:
-        write(leaky, path)
+        rewrite(leaky, path)
     finally:
         os.umask(old)
     assert stat.S_IMODE(path.stat().st_mode) == 0o640
 
 
 class TestAtomicWriting:
-    def interrupted(self, leaky, tmp_path, error, expected):
+    @pytest.fixture
+    def write(self, rewrite):
+        return rewrite
+
+    def interrupted(self, write, leaky, tmp_path, expected):
         path = tmp_path / "model.lfa"
         path.write_bytes(b"the old file")
         with pytest.raises(expected) as caught:
@@ -174,7 +174,7 @@ class TestAtomicWriting:
             (KeyboardInterrupt(), KeyboardInterrupt),
         ],
     )
-    def test_failure_in_the_middle(self, leaky, tmp_path, monkeypatch, error, expected):
+    def test_failure_in_the_middle(self, write, leaky, tmp_path, monkeypatch, error, expected):
         original = zipfile.ZipFile.writestr
         written = []
 
@@ -186,26 +186,26 @@ class TestAtomicWriting:
             original(archive, info, data)
 
         monkeypatch.setattr(zipfile.ZipFile, "writestr", writestr)
-        message = self.interrupted(leaky, tmp_path, error, expected)
+        message = self.interrupted(write, leaky, tmp_path, expected)
         assert len(written) == 2
         if expected is errors.ArtifactError:
             assert message == f"cannot write {tmp_path / 'model.lfa'}: No space left on device"
 
     @pytest.mark.parametrize(("owner", "step"), [(os, "fsync"), (Path, "replace")])
-    def test_failure_of_a_step_at_the_end(self, leaky, tmp_path, monkeypatch, owner, step):
+    def test_failure_of_a_step_at_the_end(self, write, leaky, tmp_path, monkeypatch, owner, step):
         def fail(*_):
             raise OSError(errno.EIO, "Input/output error")
 
         monkeypatch.setattr(owner, step, fail)
-        message = self.interrupted(leaky, tmp_path, OSError, errors.ArtifactError)
+        message = self.interrupted(write, leaky, tmp_path, errors.ArtifactError)
         assert "Input/output error" in message
 
-    def test_folder_is_missing(self, leaky, tmp_path):
+    def test_folder_is_missing(self, write, leaky, tmp_path):
         path = tmp_path / "absent" / "model.lfa"
         with pytest.raises(errors.ArtifactError, match=f"{path.parent} is not a folder"):
             write(leaky, path)
 
-    def test_path_is_a_directory(self, leaky, tmp_path):
+    def test_path_is_a_directory(self, write, leaky, tmp_path):
         with pytest.raises(errors.ArtifactIsDirectoryError, match="give the path of a file"):
             write(leaky, tmp_path)
         assert not list(tmp_path.iterdir())
@@ -243,6 +243,7 @@ class TestDamage:
     @pytest.mark.parametrize("place", [0.0, 0.5, 1.0])
     def test_flipped_bit(self, conv, tmp_path, name, place):
         path = tmp_path / "model.lfa"
+        name = member_named(conv, name)
         data = bytearray(conv.read_bytes())
         start, end = member_span(conv, name)
         data[start + int((end - 1 - start) * place)] ^= 4
@@ -256,7 +257,7 @@ class TestDamage:
         whole = leaky.read_bytes()
         loaded = read_artifact(leaky)
         inside = set()
-        for name in MEMBERS:
+        for name in (MANIFEST, *loaded.manifest.files):
             inside |= set(range(*member_span(leaky, name)))
         outside = [place for place in range(len(whole)) if place not in inside]
         assert 500 < len(outside) < 2000
@@ -318,7 +319,7 @@ class TestDamage:
 
     def test_edited_manifest(self, leaky, tmp_path):
         def edit(text):
-            return text.replace(b'"thread_hint"', b'"thread_limit"')
+            return text.replace(b'"reference"', b'"preference"')
 
         path = self.resealed(leaky, tmp_path / "edited.lfa", edit, seal=False)
         assert "manifest.json" in refused(path, errors.ArtifactHashError)
@@ -329,12 +330,23 @@ class TestDamage:
     def test_edited_member(self, conv, tmp_path, name):
         """Zip's own checksum is right, only the hash in the manifest tells."""
         path = tmp_path / "edited.lfa"
+        name = member_named(conv, name)
         self.resealed(conv, path, lambda data: data[:-1] + b"?", seal=True, name=name)
         assert name in refused(path, errors.ArtifactHashError)
 
     @pytest.mark.parametrize(
         "text",
-        [b"", b"[]", b"null", b"{", b'{"format": 1}', b'{"format": 1, "inputs": 3}', b"\xff"],
+        [
+            b"",
+            b"[]",
+            b"null",
+            b"{",
+            b'{"format": 2}',
+            b'{"format": 2, "inputs": 3}',
+            b"\xff",
+            b'{"format": 2, "variants": []}',
+            b'{"format": 2, "variants": [3], "inputs": []}',
+        ],
     )
     def test_manifest_of_another_kind(self, leaky, tmp_path, text):
         path = self.resealed(leaky, tmp_path / "other.lfa", lambda _: text, seal=True)
@@ -344,8 +356,9 @@ class TestDamage:
         path = tmp_path / "short.lfa"
         with zipfile.ZipFile(leaky) as old, zipfile.ZipFile(path, "w") as new:
             new.comment = old.comment
-            for name in (MANIFEST, WEIGHTS):
-                new.writestr(name, old.read(name))
+            for name in old.namelist():
+                if not name.startswith(LIBRARY):
+                    new.writestr(name, old.read(name))
         assert LIBRARY in refused(path, errors.ArtifactFormatError)
 
 
@@ -356,12 +369,12 @@ class TestOtherMachine:
     def _no_code_runs(self, no_code_runs):
         pass
 
-    @pytest.mark.parametrize("version", [0, 2, "1", None])
+    @pytest.mark.parametrize("version", [0, 1, 3, "2", None])
     def test_format_version(self, leaky, tmp_path, rewrite, version):
         path = rewrite(leaky, tmp_path / "m.lfa", format=version)
         message = refused(path, errors.ArtifactFormatError)
         assert f"format {version}" in message
-        assert "reads 1" in message
+        assert "reads 2" in message
 
     @pytest.mark.parametrize("package", list(TVM_PINS))
     def test_tvm_versions(self, leaky, tmp_path, rewrite, package):
@@ -377,25 +390,26 @@ class TestOtherMachine:
         assert cpu.machine() in message
 
     def test_cpu_features_in_the_artifact(self, leaky, tmp_path, rewrite):
-        features = (*read_artifact(leaky).manifest.cpu_features, "avx9000", "mystery")
-        path = rewrite(leaky, tmp_path / "m.lfa", cpu_features=features, cpu="future")
+        features = (*read_artifact(leaky).variant.features, "avx9000", "mystery")
+        variant = {"features": features, "name": "future"}
+        path = rewrite(leaky, tmp_path / "m.lfa", variant=variant)
         message = refused(path, errors.ArtifactCpuError)
         assert "future" in message
         assert "lacks: avx9000, mystery;" in message
 
     def test_cpu_features_of_the_machine(self, leaky, monkeypatch):
-        manifest = read_artifact(leaky).manifest
-        lacking = manifest.cpu_features[0]
+        lacking = read_artifact(leaky).variant.features[0]
         monkeypatch.setattr(cpu, "host_features", lambda: cpu.X86_FEATURES.keys() - {lacking})
         assert f"lacks: {lacking};" in refused(leaky, errors.ArtifactCpuError)
 
     def test_reading_alone_is_no_question_of_the_machine(self, leaky, tmp_path, rewrite):
         path = rewrite(leaky, tmp_path / "m.lfa", machine="riscv64")
-        assert read_artifact(path).manifest.machine == "riscv64"
+        assert read_manifest(path, whole=True).machine == "riscv64"
 
 
 def test_library_that_the_loader_refuses(leaky, tmp_path, rewrite):
-    path = rewrite(leaky, tmp_path / "m.lfa", library=b"\x7fELF but no more")
+    library = {read_artifact(leaky).variant.library: b"\x7fELF but no more"}
+    path = rewrite(leaky, tmp_path / "m.lfa", parts=library)
     with pytest.raises(errors.ArtifactError, match="cannot be loaded") as caught:
         Session(path)
     assert str(path) in str(caught.value)
@@ -426,4 +440,4 @@ def test_is_artifact(leaky, tmp_path):
 def test_manifest_fields_are_all_in_the_file(leaky):
     with zipfile.ZipFile(leaky) as archive:
         stored = json.loads(archive.read(MANIFEST))
-    assert stored.keys() == {item.name for item in dataclasses.fields(artifact.Manifest)}
+    assert stored.keys() == {item.name for item in dataclasses.fields(manifest_module.Manifest)}

@@ -1,0 +1,169 @@
+"""What an artifact says of itself: fields, and their form in JSON."""
+
+import dataclasses
+import json
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+from leakyforge.runtime.tensors import TensorSpec, numpy_dtype
+
+FORMAT = 2
+
+
+@dataclass(frozen=True)
+class WeightSpec:
+    """One weight of a variant.
+
+    Attributes:
+        shape: its sizes.
+        dtype: numpy's name, or `bfloat16`.
+        member: the file's member that holds its bytes; equal weights share one.
+    """
+
+    shape: tuple[int, ...]
+    dtype: str
+    member: str
+
+    @property
+    def nbytes(self) -> int:
+        """Size in bytes."""
+        return math.prod(self.shape) * numpy_dtype(self.dtype).itemsize
+
+
+@dataclass(frozen=True)
+class OutputRecord:
+    """How far one output lay from the reference when the artifact was compiled.
+
+    Attributes:
+        output: name of the output.
+        error: largest absolute difference, as a share of the reference's range.
+        tolerance: what was allowed, as a share of the range (see `tolerance`).
+        used: how much of the tolerance that was, at most 1.
+    """
+
+    output: str
+    error: float
+    tolerance: float
+    used: float
+
+
+@dataclass(frozen=True)
+class ParityRecord:
+    """What comparing a variant with the reference outputs gave when it was compiled.
+
+    A variant that differs is never written, so none of them says "fail".
+
+    Attributes:
+        result: "pass", or "not run".
+        cpu: the processor of the machine that compiled it.
+        lacks: features that the variant needs and that processor lacks; why it was not run.
+        outputs: one record for each output of a variant that ran.
+    """
+
+    result: str = "not run"
+    cpu: str = ""
+    lacks: tuple[str, ...] = ()
+    outputs: tuple[OutputRecord, ...] = ()
+
+
+@dataclass(frozen=True)
+class Variant:
+    """The code of a model for one kind of CPU.
+
+    Attributes:
+        name: LLVM's name of the processor.
+        features: LLVM's names of what the code may use.
+        target: TVM's target as written in JSON.
+        thread_hint: cores that schedules assumed.
+        tuning_records: keys of the tuning records used.
+        library: the member that holds the compiled kernels.
+        library_size: its size in bytes.
+        weights: in the order of the parameters after the inputs.
+        parity: its comparison with the reference.
+    """
+
+    name: str
+    features: tuple[str, ...]
+    target: str
+    thread_hint: int
+    tuning_records: tuple[str, ...]
+    library: str
+    library_size: int
+    weights: tuple[WeightSpec, ...]
+    parity: ParityRecord = ParityRecord()
+
+    @property
+    def members(self) -> tuple[str, ...]:
+        """Members that the variant needs, each once."""
+        return tuple(dict.fromkeys([self.library, *(spec.member for spec in self.weights)]))
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What an artifact says of itself.
+
+    Attributes:
+        model: name of the model.
+        onnx_sha256: hash of the ONNX file that it was compiled from.
+        onnx_path: where that file was, None for a model that was in memory.
+        inputs: what `main` takes.
+        outputs: what `main` gives.
+        machine: instruction set, as in x86_64.
+        reference: what computed the reference outputs.
+        versions: TVM packages that compiled it; the same must load it.
+        leakyforge: version of leakyforge that wrote it.
+        variants: the code for each kind of CPU, the most demanding first.
+        files: SHA-256 of the other members.
+        format: version of this layout.
+    """
+
+    model: str
+    onnx_sha256: str
+    onnx_path: str | None
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    machine: str
+    reference: str
+    versions: dict[str, str]
+    leakyforge: str
+    variants: tuple[Variant, ...]
+    files: dict[str, str] = field(default_factory=dict)
+    format: int = FORMAT
+
+    def to_dict(self) -> dict[str, Any]:
+        """The manifest as plain values, for JSON."""
+        return dataclasses.asdict(self)
+
+    def to_json(self) -> bytes:
+        """The manifest as it is written."""
+        return json.dumps(self.to_dict(), indent=1).encode()
+
+
+def parse_manifest(fields: dict[str, Any]) -> Manifest:
+    """A manifest from the values that JSON gave.
+
+    Raises:
+        KeyError, TypeError, ValueError: they are not those of a manifest.
+    """
+    if not fields["variants"]:
+        raise ValueError("it holds no variant")
+    specs = {
+        key: tuple(TensorSpec(**_tuples(entry, "shape")) for entry in fields[key])
+        for key in ("inputs", "outputs")
+    }
+    variants = tuple(_variant(entry) for entry in fields["variants"])
+    return Manifest(**{**fields, **specs, "variants": variants})
+
+
+def _variant(entry: dict[str, Any]) -> Variant:
+    record = _tuples(entry["parity"], "lacks")
+    record["outputs"] = tuple(OutputRecord(**output) for output in record["outputs"])
+    entry = _tuples(entry, "features", "tuning_records")
+    entry["weights"] = tuple(WeightSpec(**_tuples(spec, "shape")) for spec in entry["weights"])
+    return Variant(**{**entry, "parity": ParityRecord(**record)})
+
+
+def _tuples(entry: dict[str, Any], *keys: str) -> dict[str, Any]:
+    """The entry with tuples in place of some of its lists."""
+    return {**entry, **{key: tuple(entry[key]) for key in keys}}

@@ -1,0 +1,74 @@
+"""Parity records: every variant of a new artifact that runs here is compared with the reference."""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+
+from leakyforge.errors import ParityError
+from leakyforge.runtime import cpu
+from leakyforge.runtime.artifact import Artifact, place_weights
+from leakyforge.runtime.manifest import Manifest, OutputRecord, ParityRecord
+from leakyforge.runtime.parity import OutputParity, replay
+from leakyforge.runtime.tensors import Array
+from leakyforge.runtime.variants import missing_features
+
+
+def record_parity(
+    path: Path,
+    manifest: Manifest,
+    members: Mapping[str, bytes],
+    reference_inputs: dict[str, Array],
+    reference_outputs: dict[str, Array],
+) -> Manifest:
+    """The manifest with a parity record in each variant, before the artifact is written.
+
+    Args:
+        path: where it will be written, for the error message.
+        manifest: what it will say of itself.
+        members: libraries and weights of its variants, by name of the member.
+        reference_inputs: by input name.
+        reference_outputs: by output name.
+
+    Raises:
+        ParityError: an output of a variant is outside the tolerance.
+    """
+    variants = []
+    for variant in manifest.variants:
+        artifact = Artifact(
+            path,
+            manifest,
+            variant,
+            members[variant.library],
+            place_weights(variant.weights, members),
+            reference_inputs,
+            reference_outputs,
+        )
+        variants.append(dataclasses.replace(variant, parity=_record(artifact)))
+    return dataclasses.replace(manifest, variants=tuple(variants))
+
+
+def _record(artifact: Artifact) -> ParityRecord:
+    missing = missing_features(artifact.variant)
+    if missing:
+        return ParityRecord("not run", cpu.model_name(), missing)
+    outputs = tuple(_output(artifact, row) for row in replay(artifact))
+    return ParityRecord("pass", cpu.model_name(), outputs=outputs)
+
+
+def _output(artifact: Artifact, row: OutputParity) -> OutputRecord:
+    """Record of an output that passed.
+
+    Raises:
+        ParityError: it did not.
+    """
+    error, allowed = row.max_abs, row.atol
+    if row.range > 0:
+        error, allowed = error / row.range, allowed / row.range
+    if not row.passed:
+        what = row.problem or f"{error:.2e} of its range, the tolerance is {allowed:.2e}"
+        raise ParityError(
+            f"{artifact.path} is not written: output {row.output!r} of variant "
+            f"{artifact.variant.name} differs from {artifact.manifest.reference}: {what} "
+            f"({row.origin}); try another --target, and report the model"
+        )
+    return OutputRecord(row.output, error, allowed, row.needed)
