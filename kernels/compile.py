@@ -56,6 +56,9 @@ STAGES = (
 )
 
 
+PRECISIONS = ("default", "strict")
+
+
 def compile(
     source: str | Path | onnx.ModelProto,
     target: str = "cpu",
@@ -63,6 +66,7 @@ def compile(
     output: str | Path | None = None,
     shapes: Mapping[str, tuple[int, ...]] | None = None,
     seed: int = 0,
+    precision: str = "default",
     on_stage: Callable[[str], None] = lambda _stage: None,
     on_decision: Callable[[Decision], None] = lambda _decision: None,
 ) -> Path:
@@ -76,6 +80,8 @@ def compile(
         shapes: a size for every dimension of the named inputs; symbolic dimensions of the others
             stay symbolic.
         seed: of the reference inputs that the artifact carries.
+        precision: `default` may compute convolutions by Winograd's algorithm, `strict` adds up the
+            products of the definition only.
         on_stage: called with a name out of `STAGES` when that stage begins; from "fuse" to "link"
             they come again for each variant.
         on_decision: called for every kernel with the rule that scheduled it.
@@ -87,11 +93,13 @@ def compile(
         ModelError: the model cannot be read, checked or imported (see its subclasses).
         ShapeError: a shape does not fit.
         TargetError: the target is unknown.
-        CompileError: TVM fails on the graph.
+        CompileError: the precision is unknown, or TVM fails on the graph.
         ParityError: the code differs from ONNX Runtime on the reference inputs.
         ArtifactError: the artifact cannot be written; a file of that name is left as it was.
     """
     targets = parse_targets(target)
+    if precision not in PRECISIONS:
+        raise CompileError(f"unknown precision {precision!r}; use {' or '.join(PRECISIONS)}")
     on_stage("read")
     model = load_onnx(source)
     path = Path(output) if output is not None else _default_output(source)
@@ -104,7 +112,9 @@ def compile(
     variants: list[Variant] = []
     members: dict[str, bytes] = {}
     for cpu_target in targets:
-        library, weights, module = _build(imported, cpu_target, on_stage, on_decision)
+        library, weights, module = _build(
+            imported, cpu_target, precision == "strict", on_stage, on_decision
+        )
         variant, parts = _variant(cpu_target, library, weights)
         variants.append(variant)
         members |= parts
@@ -160,13 +170,14 @@ def _default_output(source: str | Path | onnx.ModelProto) -> Path:
 def _build(
     module: tvm.IRModule,
     target: CpuTarget,
+    strict: bool,
     on_stage: Callable[[str], None],
     on_decision: Callable[[Decision], None],
 ) -> tuple[bytes, list[Array], tvm.IRModule]:
     """Library, weights, and the module before lowering, for its types."""
     with _tvm_errors(module):
         on_stage("fuse")
-        fused = legalize_and_fuse(choose_layout(module), target)
+        fused = legalize_and_fuse(choose_layout(module), target, strict=strict)
         on_stage("schedule")
         scheduled, decisions = schedule(fused, target)
         for decision in decisions:

@@ -84,7 +84,7 @@ def _weight(call: relax.Call, layouts: tuple[str, str]) -> npt.NDArray[np.generi
     return constant if given == layouts and int(attributes.groups) == 1 else None
 
 
-def legalize_conv2d(target: CpuTarget) -> Legalize:
+def legalize_conv2d(target: CpuTarget, *, strict: bool) -> Legalize:
     """Lower `relax.nn.conv2d` and `conv1d` with constant weights, channels last."""
 
     def legalize(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
@@ -116,7 +116,8 @@ def legalize_conv2d(target: CpuTarget) -> Legalize:
             convolve, packed = _direct(shape, constant, target, "it has one dimension")
             definition = functools.partial(conv1d, shape=shape, convolve=convolve)
             return _call(builder, "conv1d", definition, data, packed)
-        return _convolution(builder, find_source(builder, data), constant, shape, target)
+        source = find_source(builder, data)
+        return _convolution(builder, source, constant, shape, target, strict=strict)
 
     return legalize
 
@@ -127,9 +128,18 @@ def _convolution(
     weight: npt.NDArray[np.generic],
     shape: Conv2dShape,
     target: CpuTarget,
+    *,
+    strict: bool,
 ) -> relax.Expr:
-    """A convolution of rank 4 by the algorithm that is estimated to be the fastest."""
-    faster = winograd_config(shape, target, math.gcd(*source.channels))
+    """A convolution of rank 4 by the algorithm that is estimated to be the fastest.
+
+    `strict` keeps to the definition's own sums.
+    """
+    faster = (
+        NoMatch("precision is strict")
+        if strict
+        else winograd_config(shape, target, math.gcd(*source.channels))
+    )
     if isinstance(faster, NoMatch):
         definition, packed = _direct(shape, weight, target, faster.reason)
         definition = functools.partial(definition, copies=not source.is_plain)
@@ -169,7 +179,7 @@ def takes_transposed(call: relax.Call) -> bool:
     )
 
 
-def legalize_conv_transpose(target: CpuTarget) -> Legalize:
+def legalize_conv_transpose(target: CpuTarget, *, strict: bool) -> Legalize:
     """Lower `relax.nn.conv2d_transpose` and `conv1d_transpose` with constant weights."""
 
     def legalize(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
@@ -202,7 +212,8 @@ def legalize_conv_transpose(target: CpuTarget) -> Legalize:
             phases = builder.emit(_call(builder, "conv1d_phases", definition, data, packed))
         else:
             source = find_source(builder, data)
-            phases = builder.emit(_convolution(builder, source, weight, shape.phases(), target))
+            call = _convolution(builder, source, weight, shape.phases(), target, strict=strict)
+            phases = builder.emit(call)
         shuffle = functools.partial(shuffle_phases, shape=shape, rank=3 if is_1d else 4)
         return builder.call_te(shuffle, phases, primfunc_name_hint="shuffle_phases")
 
@@ -258,7 +269,9 @@ class _Lowering(PyExprMutator):  # type: ignore[misc]
         return call if lower is None else lower(self.builder_, self.builder_.normalize(call))
 
 
-def lower_constant_weights(module: tvm.IRModule, target: CpuTarget) -> tvm.IRModule:
+def lower_constant_weights(
+    module: tvm.IRModule, target: CpuTarget, *, strict: bool
+) -> tvm.IRModule:
     """Lower convolutions and products with constant weights, together with what they read.
 
     This comes before TVM lowers the rest: concatenations and resizes are recognised as such.
@@ -267,10 +280,10 @@ def lower_constant_weights(module: tvm.IRModule, target: CpuTarget) -> tvm.IRMod
         module,
         {
             "relax.matmul": legalize_matmul(target),
-            "relax.nn.conv1d": legalize_conv2d(target),
-            "relax.nn.conv1d_transpose": legalize_conv_transpose(target),
-            "relax.nn.conv2d": legalize_conv2d(target),
-            "relax.nn.conv2d_transpose": legalize_conv_transpose(target),
+            "relax.nn.conv1d": legalize_conv2d(target, strict=strict),
+            "relax.nn.conv1d_transpose": legalize_conv_transpose(target, strict=strict),
+            "relax.nn.conv2d": legalize_conv2d(target, strict=strict),
+            "relax.nn.conv2d_transpose": legalize_conv_transpose(target, strict=strict),
         },
     )
     for variable, function in module.functions_items():

@@ -78,7 +78,9 @@ def _wanted_layouts(call: relax.Call) -> dict[str, list[str]]:
     return {name: LAYOUTS[name]}
 
 
-def legalize_and_fuse(module: tvm.IRModule, target: CpuTarget) -> tvm.IRModule:
+def legalize_and_fuse(
+    module: tvm.IRModule, target: CpuTarget, *, strict: bool = False
+) -> tvm.IRModule:
     """Lower operators to TensorIR and fuse convolution or product, bias and LeakyRelu."""
     with target.tvm:
         return tvm.transform.Sequential(
@@ -92,7 +94,7 @@ def legalize_and_fuse(module: tvm.IRModule, target: CpuTarget) -> tvm.IRModule:
                 relax.transform.FuseTIR(),
                 relax.transform.DeadCodeElimination(),
             ]
-        )(lower_constant_weights(module, target))
+        )(lower_constant_weights(module, target, strict=strict))
 
 
 def schedule(module: tvm.IRModule, target: CpuTarget) -> tuple[tvm.IRModule, list[Decision]]:

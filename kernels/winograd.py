@@ -190,7 +190,10 @@ def winograd_config(
         or kernel * stride != shape.kernel[0]
         or kernel not in _OUTPUTS
     ):
-        return NoMatch("Winograd takes 2x2 and 3x3 kernels of stride 1 and 4x4 ones of stride 2")
+        return NoMatch(
+            "Winograd takes 2x2 and 3x3 kernels of stride 1 and 4x4 ones of stride 2, "
+            "without dilation"
+        )
     narrowest = target.lane_choices(shape.itemsize)[-1]
     if granule % narrowest or shape.out_channels % narrowest:
         return NoMatch(f"Winograd takes channels in multiples of {narrowest}")

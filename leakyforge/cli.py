@@ -91,6 +91,8 @@ def export(
 @click.option("--output", "-o", type=FILE, help="Artifact to write.  [default: MODEL.lfa]")
 @target_option
 @shape_option
+@click.option("--precision", type=click.Choice(["default", "strict"]), default="default",
+              show_default=True, help="strict: no Winograd, sums as defined.")  # fmt: skip
 @click.option("--explain", is_flag=True, help="Show which rule scheduled each kernel, and why.")
 @common_options
 def compile_command(
@@ -98,6 +100,7 @@ def compile_command(
     output: Path | None,
     target: str,
     shapes: tuple[tuple[str, tuple[int, ...]], ...],
+    precision: str,
     explain: bool,
     quiet: bool,
 ) -> None:
@@ -110,7 +113,7 @@ def compile_command(
     from leakyforge.render import print_decisions
 
     decisions: list[Any] = []
-    path = _compile(model, output, target, dict(shapes), quiet, decisions.append)
+    path = _compile(model, output, target, dict(shapes), quiet, precision, decisions.append)
     if explain:
         print_decisions(decisions)
     _say(quiet, f"wrote {path}")
@@ -342,6 +345,7 @@ def _compile(
     target: str,
     shapes: dict[str, tuple[int, ...]],
     quiet: bool,
+    precision: str = "default",
     on_decision: Callable[[Any], None] = lambda _decision: None,
 ) -> Path:
     """Compile with a progress bar on standard error."""
@@ -354,6 +358,7 @@ def _compile(
             target,
             output=output,
             shapes=shapes,
+            precision=precision,
             on_stage=on_stage,
             on_decision=on_decision,
         )

@@ -70,6 +70,14 @@ CASES = {
     "winograd_eight_lanes": Case(17, 17, 40, 24, pads=(0, 1, 1, 0)),
     "winograd_batch": Case(12, 20, 32, 64, batch=3),
     "winograd_symbolic_batch": Case(12, 20, 32, 64, batch="N"),
+    "winograd_stride": Case(32, 32, 64, 128, kernel=(4, 4), strides=(2, 2)),
+    "winograd_stride_odd": Case(31, 37, 32, 64, kernel=(4, 4), strides=(2, 2), pads=(0, 1, 1, 2)),
+    "winograd_two": Case(30, 30, 64, 64, kernel=(2, 2), pads=(0, 0, 1, 1)),
+    "dot": Case(12, 18, 64, 3),
+    "dot_prime": Case(7, 13, 32, 5, strides=(2, 1), pads=(1, 0, 0, 1)),
+    "dot_one_channel": Case(4, 4, 128, 1, kernel=(4, 4), pads=(0, 0, 0, 0)),
+    "dot_dilation": Case(12, 18, 16, 2, dilations=(2, 3)),
+    "dot_symbolic_batch": Case(6, 10, 32, 4, batch="N"),
     "grouped": Case(8, 8, 16, 16, group=2),
     "depthwise": Case(8, 8, 16, 16, group=16),
 }
@@ -271,7 +279,9 @@ def test_definition_has_no_padding_where_none_is_needed():
     config = Conv2dConfig(1, 8, 1, 16, registers=30, weights_outer=False)
     data = tvm.te.placeholder((1, 8, 8, 16), "float32")
     packed = tvm.te.placeholder((1, 1, 1, 16, 16), "float32")
-    function = tvm.te.create_prim_func([data, packed, conv2d(data, packed, shape_of(case), config, "")])
+    function = tvm.te.create_prim_func(
+        [data, packed, conv2d(data, packed, shape_of(case), config, "")]
+    )
     text = function.script()
     assert BLOCK in text
     assert "pad" not in text

@@ -22,18 +22,19 @@ SHAPE = Conv2dShape(
 HOST = parse_target("cpu")
 
 
-@pytest.mark.parametrize("outputs", [2, 4])
-def test_matrices_compute_a_correlation(outputs):
-    matrices = cook_toom(outputs)
+@pytest.mark.parametrize("size", [2, 3])
+@pytest.mark.parametrize("outputs", [2, 3, 4, 6])
+def test_matrices_compute_a_correlation(outputs, size):
+    matrices = cook_toom(outputs, size)
     generator = np.random.default_rng(0)
-    data, kernel = generator.standard_normal(outputs + 2), generator.standard_normal(3)
+    data, kernel = generator.standard_normal(outputs + size - 1), generator.standard_normal(size)
     actual = matrices.output @ ((matrices.kernel @ kernel) * (matrices.input @ data))
     desired = np.correlate(data, kernel, "valid")
     np.testing.assert_allclose(actual, desired, rtol=0, atol=64 * np.finfo(float).eps)
 
 
 def test_two_outputs_are_lavins_matrices_up_to_signs():
-    matrices = cook_toom(2)
+    matrices = cook_toom(2, 3)
     assert np.abs(matrices.kernel).tolist() == [[1, 0, 0], [0.5] * 3, [0.5] * 3, [0, 0, 1]]
     assert np.abs(matrices.input).tolist() == [
         [1, 0, 1, 0], [0, 1, 1, 0], [0, 1, 1, 0], [0, 1, 0, 1],
@@ -42,7 +43,7 @@ def test_two_outputs_are_lavins_matrices_up_to_signs():
 
 def test_rounding_grows_less_than_the_tolerance_allows():
     """A tile's outputs in float32, at the length of YOLO's widest layer, against float64."""
-    length, matrices = 512, cook_toom(4)
+    length, matrices = 512, cook_toom(4, 3)
     generator = np.random.default_rng(0)
     data = generator.standard_normal((200, length, 6, 6))
     kernel = generator.standard_normal((length, 3, 3))
@@ -61,29 +62,55 @@ def test_rounding_grows_less_than_the_tolerance_allows():
 
 
 def test_packed_weights_are_transformed():
-    config = WinogradConfig(4, 1, 1, 1, 4, 4, registers=14, by_rows=False)
+    config = WinogradConfig(4, 3, 1, 1, 1, 4, 4, registers=14, block=0)
     weight = np.random.default_rng(0).standard_normal((6, 3, 3, 5)).astype(np.float32)
     packed = transform_weights(weight, config)
     assert packed.shape == (36, 2, 5, 4)
     assert packed.dtype == np.float32
-    matrix = cook_toom(4).kernel
+    matrix = cook_toom(4, 3).kernel
     place = (matrix @ weight[5, :, :, 2].astype(np.float64) @ matrix.T)[1, 3]
     assert packed[1 * 6 + 3, 1, 2, 1] == np.float32(place)
     assert not packed[:, 1, :, 2:].any()
 
 
+def test_weights_of_a_stride_are_those_of_its_phases():
+    config = WinogradConfig(2, 2, 1, 1, 1, 4, 4, registers=14, block=0)
+    weight = np.random.default_rng(0).standard_normal((4, 4, 4, 5)).astype(np.float32)
+    packed = transform_weights(weight, config)
+    assert packed.shape == (9, 1, 20, 4)
+    matrix = cook_toom(2, 2).kernel
+    # Rows of phase 1, columns of phase 0.
+    place = (matrix @ weight[3, 1::2, 0::2, 2].astype(np.float64) @ matrix.T)[2, 0]
+    assert packed[2 * 3 + 0, 0, 2 * 5 + 2, 3] == np.float32(place)
+
+
+def test_joined_inputs_decide_the_vectors():
+    config = winograd_config(SHAPE, HOST, 8)
+    assert isinstance(config, WinogradConfig)
+    assert config.input_lanes <= 8
+
+
+def test_large_weights_take_smaller_tiles():
+    """F(4, 3) would read four times the weights of the model from memory."""
+    shape = dataclasses.replace(SHAPE, height=14, width=14, in_channels=512, out_channels=1024)
+    config = winograd_config(shape, parse_target('{"kind":"llvm","mcpu":"znver5","num-cores":2}'))
+    assert isinstance(config, WinogradConfig)
+    assert config.outputs == 2
+
+
 def test_config_over_budget_is_refused():
     with pytest.raises(ValueError, match="15 accumulators exceed the registers"):
-        WinogradConfig(4, 3, 5, 1, 4, 4, registers=14, by_rows=False)
+        WinogradConfig(4, 3, 3, 5, 1, 4, 4, registers=14, block=0)
 
 
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"kernel": (5, 5)}, "takes 3x3 kernels"),
-        ({"kernel": (1, 3)}, "takes 3x3 kernels"),
+        ({"kernel": (5, 5)}, "takes 2x2 and 3x3 kernels"),
+        ({"kernel": (1, 3)}, "takes 2x2 and 3x3 kernels"),
         ({"strides": (2, 2)}, "of stride 1"),
-        ({"dilation": (2, 2)}, "and dilation 1"),
+        ({"kernel": (4, 4)}, "4x4 ones of stride 2"),
+        ({"dilation": (2, 2)}, "without dilation"),
         ({"in_channels": 3}, "channels in multiples of"),
         ({"out_channels": 255}, "channels in multiples of"),
         ({"height": 1, "width": 1}, "of the direct time"),
