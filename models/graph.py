@@ -20,7 +20,8 @@ class GraphBuilder:
     """Collects nodes and weights in order, then builds a model of them.
 
     Every operator method adds one node called `name`, whose only output has that name too, and
-    returns it. Weights are float32 and called after their node: `<name>.weight`. Layout is NCHW.
+    returns it. Weights are float32 and called after their node: `<name>.weight`. Layout is NCHW, or
+    NCW in one dimension.
     """
 
     def __init__(self) -> None:
@@ -36,18 +37,48 @@ class GraphBuilder:
         bias: Array | None = None,
         stride: int = 1,
         pad: int = 0,
+        dilation: int = 1,
     ) -> str:
-        """2-D convolution with `weight` [out, in, height, width] and `bias` [out]."""
+        """Convolution with `weight` [out, in, ...sizes] and `bias` [out]."""
+        attributes = {"dilations": [dilation] * (weight.ndim - 2)}
+        return self._convolution("Conv", x, weight, bias, stride, pad, name, **attributes)
+
+    def conv_transpose(
+        self,
+        x: str,
+        weight: Array,
+        *,
+        name: str,
+        bias: Array | None = None,
+        stride: int = 1,
+        pad: int = 0,
+    ) -> str:
+        """Transposed convolution with `weight` [in, out, ...sizes] and `bias` [out]."""
+        return self._convolution("ConvTranspose", x, weight, bias, stride, pad, name)
+
+    def _convolution(
+        self,
+        operator: str,
+        x: str,
+        weight: Array,
+        bias: Array | None,
+        stride: int,
+        pad: int,
+        name: str,
+        **attributes: Any,
+    ) -> str:
         inputs = [x, self._weight(name, "weight", weight)]
         if bias is not None:
             inputs.append(self._weight(name, "bias", bias))
+        sizes = weight.shape[2:]
         return self._node(
-            "Conv",
+            operator,
             inputs,
             name,
-            kernel_shape=list(weight.shape[2:]),
-            strides=[stride, stride],
-            pads=[pad] * 4,
+            kernel_shape=list(sizes),
+            strides=[stride] * len(sizes),
+            pads=[pad] * 2 * len(sizes),
+            **attributes,
         )
 
     def batch_norm(
@@ -69,6 +100,22 @@ class GraphBuilder:
     def leaky_relu(self, x: str, *, name: str, alpha: float) -> str:
         """X where x >= 0, alpha * x elsewhere."""
         return self._node("LeakyRelu", [x], name, alpha=alpha)
+
+    def sigmoid(self, x: str, *, name: str) -> str:
+        """1 / (1 + exp(-x))."""
+        return self._node("Sigmoid", [x], name)
+
+    def tanh(self, x: str, *, name: str) -> str:
+        """Hyperbolic tangent."""
+        return self._node("Tanh", [x], name)
+
+    def add(self, x: str, y: str, *, name: str) -> str:
+        """Elementwise sum."""
+        return self._node("Add", [x, y], name)
+
+    def scale(self, x: str, factor: float, *, name: str) -> str:
+        """Every element times a constant."""
+        return self._node("Mul", [x, self._weight(name, "factor", np.float32(factor))], name)
 
     def max_pool(
         self,
@@ -160,7 +207,7 @@ class GraphBuilder:
         self._nodes.append(onnx.helper.make_node(operator, inputs, [name], name, **attributes))
         return name
 
-    def _weight(self, node: str, part: str, value: Array) -> str:
+    def _weight(self, node: str, part: str, value: Array | np.float32) -> str:
         name = f"{node}.{part}"
         self._weights.append(onnx.numpy_helper.from_array(np.asarray(value, np.float32), name))
         return name

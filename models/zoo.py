@@ -9,7 +9,11 @@ from typing import Any
 import onnx
 
 from leakyforge.errors import ExportError
+from leakyforge.models.dcgan import dcgan_discriminator, dcgan_generator
 from leakyforge.models.digits import digits
+from leakyforge.models.hifigan import hifigan
+from leakyforge.models.mlp import mlp
+from leakyforge.models.rrdbnet import rrdbnet
 from leakyforge.models.yolov3_tiny import yolov3_tiny
 
 
@@ -32,6 +36,17 @@ ZOO: Mapping[str, ZooModel] = MappingProxyType(
             yolov3_tiny, "YOLOv3-tiny detector, 416 x 416, random weights, 11 LeakyRelu"
         ),
         "digits": ZooModel(digits, "classifier of 8 x 8 handwritten digits, trained, 3 LeakyRelu"),
+        "rrdbnet": ZooModel(
+            rrdbnet, "ESRGAN generator, 64 x 64 to 256 x 256, random weights, 23 blocks"
+        ),
+        "hifigan": ZooModel(hifigan, "HiFi-GAN generator V2, 64 mel frames, random weights"),
+        "dcgan-discriminator": ZooModel(
+            dcgan_discriminator, "DCGAN discriminator, 64 x 64, random weights, 4 LeakyRelu"
+        ),
+        "dcgan-generator": ZooModel(
+            dcgan_generator, "DCGAN generator, 64 x 64, random weights, 4 LeakyRelu"
+        ),
+        "mlp": ZooModel(mlp, "perceptron 784-512-512-10, random weights, 2 LeakyRelu"),
     }
 )
 

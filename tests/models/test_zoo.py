@@ -6,10 +6,12 @@ import pytest
 from leakyforge.errors import ExportError
 from leakyforge.models import ZOO, build
 
+SMALL = {"rrdbnet": {"blocks": 1}}
+
 
 @pytest.mark.parametrize("name", sorted(ZOO))
 def test_every_model_builds_and_is_described_on_one_line(name):
-    model = build(name)
+    model = build(name, **SMALL.get(name, {}))
     onnx.checker.check_model(model, full_check=True)
     assert model.producer_name == "leakyforge"
     assert ZOO[name].description
@@ -26,7 +28,7 @@ def test_every_input_states_its_range(name):
 
 
 def test_unknown_name_lists_the_zoo():
-    with pytest.raises(ExportError, match=r"'yolo'.*digits, yolov3-tiny"):
+    with pytest.raises(ExportError, match=r"'yolo'.*digits, .*, yolov3-tiny"):
         build("yolo")
 
 
