@@ -225,6 +225,8 @@ def run(
 @threads_option
 @variant_option
 @click.option("--seconds", type=float, default=5.0, show_default=True, help="Time to measure.")
+@click.option("--peers", is_flag=True,
+              help="Beside every engine; installs those that are absent.")  # fmt: skip
 @json_option
 @common_options
 def bench(
@@ -235,10 +237,11 @@ def bench(
     threads: int | None,
     variant: str | None,
     seconds: float,
+    peers: bool,
     as_json: bool,
     quiet: bool,
 ) -> None:
-    """Time an ONNX file or an artifact beside ONNX Runtime.
+    """Time an ONNX file or an artifact beside ONNX Runtime, or beside more engines.
 
     \b
     Example:
@@ -246,16 +249,23 @@ def bench(
     """
     import tempfile
 
-    from leakyforge.render import print_bench
+    from leakyforge.render import print_bench, print_peers
     from leakyforge.runtime import bench as run_bench
     from leakyforge.runtime.artifact import is_artifact
+    from leakyforge.runtime.peers import compare_peers
 
+    if peers and variant is not None:
+        raise click.UsageError("--peers times the variant that this CPU loads; leave out --variant")
     with tempfile.TemporaryDirectory(prefix="leakyforge-") as folder:
         artifact = model
         if not is_artifact(model):
             artifact = _compile(model, Path(folder) / "model.lfa", target, dict(shapes), quiet)
             onnx = model if onnx is None else onnx
         with _status(f"time {model.name}", quiet):
+            if peers:
+                beside = compare_peers(artifact, onnx, threads=threads, seconds=seconds)
+                _show(beside, print_peers, as_json, quiet)
+                return
             report = run_bench(artifact, onnx, threads=threads, seconds=seconds, variant=variant)
     _show(report, print_bench, as_json, quiet)
 

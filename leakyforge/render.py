@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from leakyforge.runtime import BenchReport, Manifest, ParityReport
     from leakyforge.runtime.doctor import Finding
     from leakyforge.runtime.manifest import ParityRecord
+    from leakyforge.runtime.peers import PeerResult, PeersReport
 
 # A pipe has no width: wide enough that no column of ours is cut.
 _PIPE_WIDTH = 160
@@ -85,6 +86,38 @@ def _parity_table(report: "ParityReport", variant: str) -> Table:
             "pass" if row.passed else f"FAIL {row.problem or f'at {list(row.worst_index)}'}",
         )
     return table
+
+
+def print_peers(report: "PeersReport") -> None:
+    """Every engine's latency, error, share of the roofline, memory and time to load."""
+    table = _table(
+        f"{report.model}: {report.threads} threads on {report.cpu}, "
+        f"{report.flops / 1e9:.3g} GFLOP, peak {report.peak_gflops:.0f} GFLOP/s",
+        "engine", "median ms", "p10", "p90", "speed against it", "error", "roofline", "memory MB",
+        "load s",
+        numbers=range(1, 9),
+    )  # fmt: skip
+    for row in report.results:
+        cells = peer_cells(row)
+        table.add_row(*cells, *[""] * (9 - len(cells)))
+    stdout().print(table)
+
+
+def peer_cells(row: "PeerResult") -> list[str]:
+    """The cells of an engine's row: its figures, or its name and the reason why there are none."""
+    if row.median_ms is None:
+        return [row.engine, f"not timed: {row.reason}"]
+    return [
+        f"{row.engine} {row.version}",
+        f"{row.median_ms:.3f}",
+        f"{row.p10_ms:.3f}",
+        f"{row.p90_ms:.3f}",
+        f"{row.ratio:.2f} x",
+        f"{row.error:.1e}",
+        f"{row.roofline:.2f}",
+        f"{row.memory_mb:.0f}",
+        f"{row.load_seconds:.2f}",
+    ]
 
 
 def print_bench(report: "BenchReport") -> None:

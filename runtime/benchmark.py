@@ -15,12 +15,12 @@ from leakyforge.runtime.parity import find_onnx
 from leakyforge.runtime.reference import onnxruntime_session, random_feeds
 from leakyforge.runtime.session import Session
 from leakyforge.runtime.startup import Startup, measure_startup
-from leakyforge.runtime.tensors import Array, format_shape
+from leakyforge.runtime.tensors import format_shape
 
 OURS = "leakyforge"
-_PAUSE_SECONDS = 0.05
-_WARM_SECONDS = 0.01
-_TURN_SECONDS = 0.03
+PAUSE_SECONDS = 0.05
+WARM_SECONDS = 0.01
+TURN_SECONDS = 0.03
 _LEAST_SAMPLES = 10
 
 
@@ -70,7 +70,7 @@ def bench(
     startup: bool = True,
     variant: str | None = None,
 ) -> BenchReport:
-    """Time an artifact beside ONNX Runtime, and beside OpenVINO where that is installed.
+    """Time an artifact beside ONNX Runtime.
 
     The engines take turns of 30 ms, so that a disturbance of the machine meets all of them.
 
@@ -92,9 +92,12 @@ def bench(
     loaded = read_artifact(artifact, variant)
     session = Session(loaded, threads=threads)
     proto = find_onnx(loaded.manifest, loaded.path, onnx)
-    feeds = random_feeds(loaded.manifest.inputs, 0, _smallest(loaded.manifest.inputs))
-    engines = {f"{OURS} {metadata.version('leakyforge')}": lambda: session.run(None, feeds)}
-    engines |= _peers(proto, feeds, session.threads)
+    feeds = random_feeds(loaded.manifest.inputs, 0, smallest(loaded.manifest.inputs))
+    reference = onnxruntime_session(proto, threads=session.threads)
+    engines = {
+        f"{OURS} {metadata.version('leakyforge')}": lambda: session.run(None, feeds),
+        f"onnxruntime {metadata.version('onnxruntime')}": lambda: reference.run(None, dict(feeds)),
+    }
     samples = _interleave(engines, seconds)
     ours = statistics.median(next(iter(samples.values())))
     return BenchReport(
@@ -109,32 +112,9 @@ def bench(
     )
 
 
-def _smallest(specs: Any) -> dict[str, int]:
+def smallest(specs: Any) -> dict[str, int]:
     """Batch 1 for symbolic dimensions: latency is what is measured."""
     return {dim: 1 for spec in specs for dim in spec.shape if isinstance(dim, str)}
-
-
-def _peers(proto: Any, feeds: Mapping[str, Array], threads: int) -> dict[str, Callable[[], Any]]:
-    """One call for each other engine that is installed."""
-    reference = onnxruntime_session(proto, threads=threads)
-    calls: dict[str, Callable[[], Any]] = {
-        f"onnxruntime {metadata.version('onnxruntime')}": lambda: reference.run(None, dict(feeds))
-    }
-    try:
-        import openvino
-    except ImportError:
-        return calls
-    settings = {
-        "INFERENCE_NUM_THREADS": threads,
-        "INFERENCE_PRECISION_HINT": "f32",
-        "PERFORMANCE_HINT": "LATENCY",
-    }
-    core = openvino.Core()
-    model = core.read_model(proto.SerializeToString(), b"")
-    model.reshape({name: list(array.shape) for name, array in feeds.items()})
-    request = core.compile_model(model, "CPU", settings).create_infer_request()
-    calls[f"openvino {metadata.version('openvino')}"] = lambda: request.infer(dict(feeds))
-    return calls
 
 
 def _interleave(engines: Mapping[str, Callable[[], Any]], seconds: float) -> dict[str, list[float]]:
@@ -148,9 +128,9 @@ def _interleave(engines: Mapping[str, Callable[[], Any]], seconds: float) -> dic
     deadline = time.perf_counter() + seconds
     while time.perf_counter() < deadline or len(next(iter(samples.values()))) < _LEAST_SAMPLES:
         for name, call in engines.items():
-            time.sleep(_PAUSE_SECONDS)
-            _turn(call, _WARM_SECONDS)
-            samples[name] += _turn(call, _TURN_SECONDS)
+            time.sleep(PAUSE_SECONDS)
+            _turn(call, WARM_SECONDS)
+            samples[name] += _turn(call, TURN_SECONDS)
     return samples
 
 

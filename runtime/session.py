@@ -25,7 +25,7 @@ from leakyforge.runtime.tensors import (
     is_aligned,
     numpy_dtype,
 )
-from leakyforge.runtime.tvm_runtime import load_vm, set_threads, tvm_ffi
+from leakyforge.runtime.tvm_runtime import leave_workers_cpus, load_vm, set_threads, tvm_ffi
 
 
 class Session:
@@ -96,6 +96,7 @@ class Session:
         with self._lock:
             set_threads(self.threads)
             staged = [self._stage(name, array) for name, array in feeds.items()]
+            leave_workers_cpus()
             try:
                 result = self._main(*(tensor for _, tensor in staged), *self._weights)
             except (RuntimeError, ValueError, TypeError) as error:

@@ -20,7 +20,8 @@ from typing import Any
 from leakyforge.errors import ArtifactError, InputError, MissingDependencyError
 from leakyforge.pins import check_tvm_pins
 
-# tvm::runtime::threading::ThreadGroup::kSpecifyThreadShareAllCore
+# tvm::runtime::threading::ThreadGroup::AffinityMode
+_ONE_CPU_EACH = -2
 _SHARE_ALL_CPUS = -3
 _CPU_DEVICE = 1
 _POOLED_ALLOCATOR = 2
@@ -111,6 +112,26 @@ def set_threads(count: int) -> None:
         raise InputError(f"threads={count}, but this process may use 1 to {len(cpus)} CPUs")
     # TVM's own 300000 keep idle threads spinning for 150 ms, ONNX Runtime's spin for 40 ms.
     os.environ.setdefault("TVM_THREAD_POOL_SPIN_COUNT", "60000")
-    # Sharing all CPUs keeps TVM from binding the caller's own thread to one of them.
-    tvm_ffi().get_global_func("runtime.config_threadpool")(_SHARE_ALL_CPUS, count, cpus)
+    # A session on all CPUs gives each worker its own, the first being left to the caller: woken
+    # workers otherwise land on the caller's CPU, where both wait for one another in turns.
+    mode = _ONE_CPU_EACH if count == len(cpus) else _SHARE_ALL_CPUS
+    tvm_ffi().get_global_func("runtime.config_threadpool")(mode, count, cpus)
     _pool_size.count = count
+    _pool_size.taken = {int(cpu) for cpu in cpus[1:]} if mode == _ONE_CPU_EACH else set()
+
+
+def leave_workers_cpus() -> None:
+    """Move the calling thread off the CPUs of its pool's workers; its affinity stays."""
+    taken: set[int] = _pool_size.taken
+    if not taken or _libc().sched_getcpu() not in taken:
+        return
+    affinity = os.sched_getaffinity(0)
+    free = affinity - taken
+    if free:
+        os.sched_setaffinity(0, free)
+        os.sched_setaffinity(0, affinity)
+
+
+@functools.cache
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None)

@@ -1,0 +1,194 @@
+"""One engine in a process of its own.
+
+    python engine_worker.py ENGINE MODEL INPUTS OUTPUTS THREADS
+
+Runs in the peer's environment, so it needs the standard library and numpy alone. MODEL is an ONNX
+file, for leakyforge an artifact; INPUTS and OUTPUTS are .npz files. Answers are JSON, one line
+each: what was loaded, then for each line `[warm, counted]` on standard input the seconds of the
+calls that were made in the counted seconds, and after the end of the input the memory.
+"""
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+Feeds = dict[str, Any]
+# A call that runs the model once, and the engine's version.
+Engine = tuple[Callable[[], list[Any]], str]
+
+
+def leakyforge(model: str, feeds: Feeds, threads: int) -> Engine:
+    """The artifact in a session of ours."""
+    from importlib.metadata import version
+
+    from leakyforge.runtime import Session
+
+    session = Session(model, threads=threads)
+    return lambda: session.run(None, feeds), version("leakyforge")
+
+
+def onnxruntime(model: str, feeds: Feeds, threads: int) -> Engine:
+    """ONNX Runtime's CPU provider with all its optimisations."""
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    return lambda: session.run(None, feeds), ort.__version__
+
+
+def openvino(model: str, feeds: Feeds, threads: int) -> Engine:
+    """OpenVINO's CPU plugin, float32, for latency."""
+    import openvino as ov
+
+    core = ov.Core()
+    network = core.read_model(model)
+    network.reshape({name: list(array.shape) for name, array in feeds.items()})
+    settings = {
+        "INFERENCE_NUM_THREADS": threads,
+        "INFERENCE_PRECISION_HINT": "f32",
+        "PERFORMANCE_HINT": "LATENCY",
+    }
+    compiled = core.compile_model(network, "CPU", settings)
+    request = compiled.create_infer_request()
+
+    def run() -> list[Any]:
+        request.infer(feeds)
+        return [request.get_output_tensor(index).data for index in range(len(compiled.outputs))]
+
+    return run, ov.__version__
+
+
+def mnn(model: str, feeds: Feeds, threads: int) -> Engine:
+    """MNN's CPU backend, float32, after its own converter."""
+    import MNN
+    import MNN.expr as expr
+    import MNN.nn as nn
+
+    converter = Path(sys.executable).with_name("mnnconvert")
+    with tempfile.TemporaryDirectory() as folder:
+        path = str(Path(folder) / "model.mnn")
+        command = [str(converter), "-f", "ONNX", "--modelFile", model, "--MNNModel", path]
+        done = subprocess.run([*command, "--bizCode", "MNN"], capture_output=True, text=True)
+        if not Path(path).is_file():
+            raise RuntimeError(f"mnnconvert: {(done.stdout + done.stderr).strip()[-200:]}")
+        settings = {"precision": "high", "backend": "CPU", "numThread": threads}
+        manager = nn.create_runtime_manager((settings,))
+        names = json.loads(os.environ["LEAKYFORGE_OUTPUTS"])
+        module = nn.load_module_from_file(path, list(feeds), names, runtime_manager=manager)
+    inputs = []
+    for array in feeds.values():
+        layout = expr.NCHW
+        variable = expr.placeholder(list(array.shape), layout, expr.float)
+        variable.write(array)
+        inputs.append(variable)
+
+    def run() -> list[Any]:
+        return [expr.convert(output, expr.NCHW).read() for output in module.onForward(inputs)]
+
+    return run, MNN.version()
+
+
+def _torch(model: str, feeds: Feeds, threads: int, compiles: bool) -> Engine:
+    import onnx2torch
+    import torch
+
+    torch.set_num_threads(threads)
+    module: Any = onnx2torch.convert(model).eval()
+    inputs = [torch.from_numpy(array) for array in feeds.values()]
+    if compiles:
+        module = torch.compile(module)
+
+    def run() -> list[Any]:
+        with torch.inference_mode():
+            outputs = module(*inputs)
+        return list(outputs) if isinstance(outputs, (tuple, list)) else [outputs]
+
+    return run, str(torch.__version__)
+
+
+def torch_eager(model: str, feeds: Feeds, threads: int) -> Engine:
+    """PyTorch as it comes, by way of onnx2torch."""
+    return _torch(model, feeds, threads, compiles=False)
+
+
+def torch_compile(model: str, feeds: Feeds, threads: int) -> Engine:
+    """PyTorch behind torch.compile."""
+    return _torch(model, feeds, threads, compiles=True)
+
+
+def peak(_model: str, feeds: Feeds, _threads: int) -> Engine:
+    """Not an engine: a product of matrices by numpy's BLAS, whose speed is the machine's peak."""
+    left, right = feeds["left"], feeds["right"]
+    return lambda: [left @ right], np.__version__
+
+
+ENGINES = {
+    "leakyforge": leakyforge,
+    "onnxruntime": onnxruntime,
+    "openvino": openvino,
+    "mnn": mnn,
+    "torch": torch_eager,
+    "torch.compile": torch_compile,
+    "peak": peak,
+}
+
+
+def memory_kib(field: str) -> int:
+    """Resident memory of this process now (VmRSS) or at its peak (VmHWM), as in proc(5)."""
+    status = Path("/proc/self/status").read_text()
+    return next(int(line.split()[1]) for line in status.splitlines() if line.startswith(field))
+
+
+def turn(call: Callable[[], Any], seconds: float) -> list[float]:
+    """Seconds of each of the calls that fit into a time, at least one."""
+    times: list[float] = []
+    while sum(times) < seconds or not times:
+        start = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - start)
+    return times
+
+
+def main(arguments: list[str]) -> None:
+    """Load, answer, and take turns until the input ends."""
+    # Engines print to file descriptor 1: keep it for the answers alone.
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
+    engine, model, inputs, outputs, threads = arguments
+    with np.load(inputs, allow_pickle=False) as archive:
+        feeds = dict(archive)
+    before = memory_kib("VmRSS")
+    start = time.perf_counter()
+    try:
+        run, version = ENGINES[engine](model, feeds, int(threads))
+        results = [np.asarray(result) for result in run()]
+    except Exception as error:  # noqa: BLE001 - whatever an engine raises is what the table says
+        print(json.dumps({"error": f"{type(error).__name__}: {error}"[:300]}), file=answers)
+        return
+    loaded = time.perf_counter() - start
+    np.savez(outputs, **{str(index): result for index, result in enumerate(results)})
+    print(json.dumps({"version": version, "load_seconds": loaded}), file=answers)
+    for line in sys.stdin:
+        warm, counted = json.loads(line)
+        turn(run, warm)
+        print(json.dumps(turn(run, counted)), file=answers)
+    after = memory_kib("VmHWM")
+    print(json.dumps({"added_kib": after - before}), file=answers)
+
+
+if __name__ == "__main__":
+    # The folder of this script holds modules of ours, which no engine means.
+    del sys.path[0]
+    with contextlib.suppress(KeyboardInterrupt):
+        main(sys.argv[1:])
