@@ -18,7 +18,7 @@ from leakyforge.runtime.startup import Startup, measure_startup
 from leakyforge.runtime.tensors import format_shape
 
 OURS = "leakyforge"
-PAUSE_SECONDS = 0.05
+_PAUSE_SECONDS = 0.05
 WARM_SECONDS = 0.01
 TURN_SECONDS = 0.03
 _LEAST_SAMPLES = 10
@@ -128,7 +128,7 @@ def _interleave(engines: Mapping[str, Callable[[], Any]], seconds: float) -> dic
     deadline = time.perf_counter() + seconds
     while time.perf_counter() < deadline or len(next(iter(samples.values()))) < _LEAST_SAMPLES:
         for name, call in engines.items():
-            time.sleep(PAUSE_SECONDS)
+            time.sleep(_PAUSE_SECONDS)
             _turn(call, WARM_SECONDS)
             samples[name] += _turn(call, TURN_SECONDS)
     return samples

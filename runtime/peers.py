@@ -23,7 +23,7 @@ import numpy as np
 from leakyforge.errors import InputError
 from leakyforge.runtime import cpu, engine_worker
 from leakyforge.runtime.artifact import read_artifact
-from leakyforge.runtime.benchmark import PAUSE_SECONDS, TURN_SECONDS, WARM_SECONDS, smallest
+from leakyforge.runtime.benchmark import TURN_SECONDS, WARM_SECONDS, smallest
 from leakyforge.runtime.parity import find_onnx
 from leakyforge.runtime.reference import random_feeds
 from leakyforge.runtime.tensors import Array
@@ -36,13 +36,15 @@ PEERS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "openvino": (("openvino",), ("openvino>=2025.0", "numpy")),
     # Pins a protobuf that onnx does not take.
     "mnn": (("MNN",), ("MNN>=3.5", "numpy")),
-    "torch": (("torch", "onnx2torch"), ("torch==2.13.0", "torchvision", "onnx2torch", "numpy")),
-    "torch.compile": (("torch", "onnx2torch"), ()),
+    # Not installed by us: the index's own torch brings gigabytes of CUDA libraries.
+    "torch": (("torch", "torchvision", "onnx2torch"), ()),
+    "torch.compile": (("torch", "torchvision", "onnx2torch"), ()),
 }
 # An engine that is farther off computes something else.
 LARGEST_ERROR = 1e-2
 _PEAK_SIZE = 1536
-_START_SECONDS = 600.0
+# After 50 ms, threads of some engines were still spinning and took the CPU from the next one.
+_PAUSE_SECONDS = 0.2
 
 
 @dataclass(frozen=True)
@@ -262,13 +264,13 @@ def interpreter(engine: str) -> str:
     if all(importlib.util.find_spec(module) is not None for module in modules):
         return sys.executable
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "leakyforge/peers"
-    folder = cache / engine.split(".")[0]
+    folder = cache / engine
     python = folder / "bin" / "python"
     ready = folder / "ready"
     if ready.is_file():
         return str(python)
     if not requirements:
-        raise EngineError(f"{' and '.join(modules)} cannot be imported")
+        raise EngineError(f"{', '.join(modules)}: not all of these can be imported")
     venv.create(folder, with_pip=True)
     command = [str(python), "-m", "pip", "install", "--quiet", *requirements]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -315,7 +317,7 @@ def interleave(workers: Mapping[str, Any], seconds: float) -> dict[str, list[flo
     turns = 0
     while time.perf_counter() < deadline or turns < 3:
         for engine, worker in workers.items():
-            time.sleep(PAUSE_SECONDS)
+            time.sleep(_PAUSE_SECONDS)
             samples[engine] += worker.turn(WARM_SECONDS, TURN_SECONDS)
         turns += 1
     return samples

@@ -11,6 +11,7 @@ from onnx import numpy_helper
 from leakyforge.errors import (
     ArtifactError,
     ArtifactIsDirectoryError,
+    CompileError,
     ModelError,
     ParityError,
     ShapeError,
@@ -473,3 +474,43 @@ def test_yolov3_tiny_at_320(tmp_path):
         (1, 255, 10, 10),
         (1, 255, 20, 20),
     }
+
+
+class TestPrecision:
+    def test_strict_takes_no_winograd(self, tmp_path):
+        model = export("rrdbnet", tmp_path / "m.onnx", blocks=1, height=16, width=16)
+        rules = {}
+        for precision in ("default", "strict"):
+            decisions = []
+            artifact = compile(
+                model, output=tmp_path / f"{precision}.lfa", precision=precision,
+                on_decision=decisions.append,
+            )  # fmt: skip
+            assert check(artifact)
+            rules[precision] = {decision.rule for decision in decisions}
+            refused = [decision.refused.get("winograd") for decision in decisions]
+        assert "winograd" in rules["default"]
+        assert "winograd" not in rules["strict"]
+        assert "precision is strict" in refused
+
+    def test_unknown_one_is_refused(self, tmp_path):
+        model = export("digits", tmp_path / "digits.onnx")
+        with pytest.raises(CompileError, match="unknown precision 'high'; use default or strict"):
+            compile(model, precision="high")
+        assert not (tmp_path / "digits.lfa").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("hifigan", {"version": 2, "frames": 4}),
+        ("hifigan", {"version": 3, "frames": 2}),
+        ("rrdbnet", {"blocks": 1, "height": 9, "width": 14, "batch": "N"}),
+        ("dcgan-discriminator", {}),
+        ("dcgan-generator", {"batch": 2}),
+        ("mlp", {"batch": 7}),
+    ],
+)
+def test_zoo_models_agree_with_onnx_runtime(tmp_path, name, options):
+    report = check(compile(export(name, tmp_path / "model.onnx", **options)))
+    assert report, report

@@ -1,0 +1,48 @@
+"""The table of `python -m benchmarks`, from figures that are given."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent.parent
+RESULT = {
+    "engine": "leakyforge", "version": "0.1", "median_ms": 2.0, "p10_ms": 1.5, "p90_ms": 2.5,
+    "ratio": 1.0, "error": 1e-6, "roofline": 1.25, "load_seconds": 0.5, "memory_mb": 20.0,
+    "reason": None,
+}  # fmt: skip
+ROWS = {
+    "model, 2 threads": {
+        "cpu": "a CPU", "date": "2026-01-01", "flops": 3e9, "peak_gflops": 250.0,
+        "compile_seconds": 7.0,
+        "results": [
+            RESULT,
+            {**RESULT, "engine": "other", "median_ms": 5.0, "ratio": 2.5},
+            {"engine": "absent", "median_ms": None, "ratio": None, "reason": "not there"},
+        ],
+    }
+}  # fmt: skip
+
+
+def load():
+    """The benchmark's module, which is not installed."""
+    spec = importlib.util.spec_from_file_location("bench", ROOT / "benchmarks" / "__main__.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["bench"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_table_shows_ratios_and_reasons():
+    text = load().markdown(ROWS)
+    assert "| model | other | absent |" in text
+    assert "| model, 2 threads | 2.50 | - |" in text
+    assert "| other 0.1 | 5.000 | 1.500 | 2.500 | 2.50 | 1.0e-06 | 1.25 | 20 | 0.50 |" in text
+    assert "| absent | not timed: not there |" in text
+    assert "3 GFLOP, peak 250 GFLOP/s; compiled in 7.0 s" in text
+
+
+def test_committed_table_is_that_of_the_committed_figures():
+    import json
+
+    rows = json.loads((ROOT / "docs" / "benchmark.json").read_text())
+    assert (ROOT / "docs" / "benchmark.md").read_text() == load().markdown(rows)
