@@ -8,6 +8,7 @@ upsampled[n, y, x, k] = data[n, y // f, x // f', k].
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from tvm import ir, relax, te, tirx
 
@@ -33,7 +34,7 @@ class Source:
 
 def find_source(builder: relax.BlockBuilder, data: relax.Expr) -> Source:
     """Look through the operators above a convolution's input, of static sizes but for the batch."""
-    call = builder.lookup_binding(data) if isinstance(data, relax.Var) else None
+    call: Any = builder.lookup_binding(data) if isinstance(data, relax.Var) else None
     name = getattr(getattr(call, "op", None), "name", "")
     if name == "relax.concat" and int(call.attrs.axis) == 3:
         return _joined([find_source(builder, part) for part in _fields(builder, call.args[0])])

@@ -49,7 +49,7 @@ def dcgan_discriminator(
         weight = weights.kernel(outputs, inputs, 4, 4, inputs=16 * inputs)
         x = graph.conv(x, weight, name=f"conv{number}", stride=2, pad=1)
         if number > 1:
-            x = graph.batch_norm(x, **weights.norm(outputs), name=f"norm{number}")
+            x = graph.batch_norm(x, *weights.norm(outputs), name=f"norm{number}")
         x = graph.leaky_relu(x, name=f"leaky{number}", alpha=checked_float("alpha", alpha))
         inputs = outputs
     x = graph.conv(x, weights.kernel(1, inputs, 4, 4, inputs=16 * inputs), name="score")
@@ -99,7 +99,7 @@ def dcgan_generator(
         weight = weights.kernel(inputs, outputs, 4, 4, inputs=inputs * (1 if number == 1 else 4))
         stride, pad = (1, 0) if number == 1 else (2, 1)
         x = graph.conv_transpose(x, weight, name=f"conv{number}", stride=stride, pad=pad)
-        x = graph.batch_norm(x, **weights.norm(outputs), name=f"norm{number}")
+        x = graph.batch_norm(x, *weights.norm(outputs), name=f"norm{number}")
         x = graph.leaky_relu(x, name=f"leaky{number}", alpha=checked_float("alpha", alpha))
         inputs = outputs
     weight = weights.kernel(inputs, COLORS, 4, 4, inputs=4 * inputs)

@@ -33,11 +33,11 @@ class RandomWeights:
         """Values between two bounds, for biases and batch normalization."""
         return self._random.uniform(low, high, count).astype(np.float32)
 
-    def norm(self, channels: int) -> dict[str, Array]:
-        """The four parameters of a batch normalization."""
-        return {
-            "scale": self.uniform(0.8, 1.2, channels),
-            "bias": self.uniform(-0.2, 0.2, channels),
-            "mean": self.uniform(-0.2, 0.2, channels),
-            "var": self.uniform(0.5, 1.5, channels),
-        }
+    def norm(self, channels: int) -> tuple[Array, Array, Array, Array]:
+        """Scale, bias, mean and variance of a batch normalization."""
+        return (
+            self.uniform(0.8, 1.2, channels),
+            self.uniform(-0.2, 0.2, channels),
+            self.uniform(-0.2, 0.2, channels),
+            self.uniform(0.5, 1.5, channels),
+        )

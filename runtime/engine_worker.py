@@ -177,7 +177,8 @@ def main(arguments: list[str]) -> None:
         print(json.dumps({"error": f"{type(error).__name__}: {error}"[:300]}), file=answers)
         return
     loaded = time.perf_counter() - start
-    np.savez(outputs, **{str(index): result for index, result in enumerate(results)})
+    arrays: Any = {str(index): result for index, result in enumerate(results)}
+    np.savez(outputs, **arrays)
     print(json.dumps({"version": version, "load_seconds": loaded}), file=answers)
     for line in sys.stdin:
         warm, counted = json.loads(line)

@@ -204,7 +204,8 @@ class Worker:
         folder: Path,
     ) -> None:
         inputs, results = folder / f"{engine}-inputs.npz", folder / f"{engine}-outputs.npz"
-        np.savez(inputs, **dict(feeds))  # type: ignore[arg-type]
+        arrays: Any = dict(feeds)
+        np.savez(inputs, **arrays)
         script = str(Path(engine_worker.__file__))
         environment = {
             **os.environ,
@@ -302,7 +303,8 @@ def output_error(actual: Sequence[Array], desired: Sequence[Array]) -> float:
     shares = [0.0]
     for ours, theirs in zip(actual, desired, strict=True):
         extent = float(np.abs(theirs).max(initial=0.0))
-        share = float(np.abs(ours - theirs).max(initial=0.0)) / (extent or 1.0)
+        difference = np.abs(np.subtract(ours, theirs))
+        share = float(difference.max(initial=0.0)) / (extent or 1.0)
         shares.append(share if np.isfinite(share) else float("inf"))
     return max(shares)
 
