@@ -1,13 +1,9 @@
 """YOLOv3-tiny with random weights: 13 convolutions, of which 11 end in LeakyRelu.
 
 Sources: Redmon and Farhadi, "YOLOv3: An Incremental Improvement", arXiv:1804.02767; the layers
-and their numbers are those of darknet's cfg/yolov3-tiny.cfg. Weights are drawn as in He et al.,
-"Delving Deep into Rectifiers", arXiv:1502.01852, with the gain of LeakyRelu.
+and their numbers are those of darknet's cfg/yolov3-tiny.cfg.
 """
 
-import math
-
-import numpy as np
 import onnx
 
 from leakyforge.errors import ExportError
@@ -19,6 +15,7 @@ from leakyforge.models.options import (
     checked_int,
     checked_opset,
 )
+from leakyforge.models.random_weights import RandomWeights
 
 STRIDE_LARGE = 32
 STRIDE_SMALL = 16
@@ -103,22 +100,14 @@ class _Darknet:
     def __init__(self, *, alpha: float, seed: int) -> None:
         self.graph = GraphBuilder()
         self._alpha = alpha
-        self._gain = math.sqrt(2 / (1 + alpha**2))
-        self._random = np.random.default_rng(seed)
+        self._weights = RandomWeights(alpha=alpha, seed=seed)
 
     def block(self, x: str, layer: int, inputs: int, outputs: int, *, kernel: int = 3) -> str:
         """Convolution without bias, batch normalization, LeakyRelu; height and width stay."""
         prefix = f"layer{layer}"
-        weight = self._weight(inputs, outputs, kernel)
+        weight = self._kernel(inputs, outputs, kernel)
         x = self.graph.conv(x, weight, name=f"{prefix}_conv", pad=kernel // 2)
-        x = self.graph.batch_norm(
-            x,
-            scale=self._uniform(0.8, 1.2, outputs),
-            bias=self._uniform(-0.2, 0.2, outputs),
-            mean=self._uniform(-0.2, 0.2, outputs),
-            var=self._uniform(0.5, 1.5, outputs),
-            name=f"{prefix}_norm",
-        )
+        x = self.graph.batch_norm(x, *self._weights.norm(outputs), name=f"{prefix}_norm")
         return self.graph.leaky_relu(x, name=f"{prefix}_leaky", alpha=self._alpha)
 
     def pool(self, x: str, layer: int, *, stride: int = 2) -> str:
@@ -128,14 +117,8 @@ class _Darknet:
 
     def head(self, x: str, name: str, inputs: int, outputs: int) -> str:
         """1 x 1 convolution with bias and no activation."""
-        bias = self._uniform(-0.2, 0.2, outputs)
-        return self.graph.conv(x, self._weight(inputs, outputs, 1), name=name, bias=bias)
+        bias = self._weights.uniform(-0.2, 0.2, outputs)
+        return self.graph.conv(x, self._kernel(inputs, outputs, 1), name=name, bias=bias)
 
-    def _weight(self, inputs: int, outputs: int, kernel: int) -> Array:
-        deviation = np.float32(self._gain / math.sqrt(inputs * kernel * kernel))
-        shape = (outputs, inputs, kernel, kernel)
-        weight: Array = self._random.standard_normal(shape, dtype=np.float32) * deviation
-        return weight
-
-    def _uniform(self, low: float, high: float, count: int) -> Array:
-        return self._random.uniform(low, high, count).astype(np.float32)
+    def _kernel(self, inputs: int, outputs: int, size: int) -> Array:
+        return self._weights.kernel(outputs, inputs, size, size, inputs=inputs * size * size)

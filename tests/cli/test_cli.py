@@ -337,6 +337,22 @@ class TestJson:
         assert report["latencies"][0]["speedup"] == 1
         assert {row["engine"] for row in report["startups"]} == {"leakyforge", "onnxruntime"}
 
+    def test_bench_beside_peers(self, invoke, fails, conv, monkeypatch):
+        from leakyforge.runtime import peers
+
+        known = {"onnxruntime": peers.PEERS["onnxruntime"], "absent": (("no_such_module",), ())}
+        monkeypatch.setattr(peers, "PEERS", known)
+        arguments = ("bench", conv, "--peers", "--seconds", "0.1", "--threads", "1")
+        status, out, err = invoke(*arguments, "--json")
+        assert (status, err) == (0, "")
+        engines = [row["engine"] for row in json.loads(out)["results"]]
+        assert engines == ["leakyforge", "onnxruntime", "absent"]
+        out = invoke(*arguments)[1]
+        assert "not timed: no_such_module" in out
+        assert "1.00 x" in out
+        assert "leave out --variant" in fails(*arguments, "--variant", "x86-64")
+        assert "threads=4096" in fails("bench", conv, "--peers", "--threads", "4096")
+
 
 class TestRun:
     def test_input_and_output(self, invoke, conv, image, tmp_path):
