@@ -4,6 +4,8 @@ import math
 import os
 from pathlib import Path
 
+from leakyforge.errors import InputError
+
 _CGROUP_ROOT = Path("/sys/fs/cgroup")
 _CPU_ROOT = Path("/sys/devices/system/cpu")
 
@@ -17,6 +19,17 @@ def usable_cores() -> int:
     """
     cores = physical_cores(os.sched_getaffinity(0))
     return max(1, math.floor(min(cores, cgroup_cpus())))
+
+
+def check_threads(count: int) -> None:
+    """Refuse a number of threads that this process has no CPUs for.
+
+    Raises:
+        InputError: fewer than 1, or more than the CPUs of the process's affinity.
+    """
+    most = len(os.sched_getaffinity(0))
+    if not 1 <= count <= most:
+        raise InputError(f"threads={count}, but this process may use 1 to {most} CPUs")
 
 
 def physical_cores(cpus: set[int], root: Path = _CPU_ROOT) -> int:

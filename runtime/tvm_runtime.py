@@ -17,8 +17,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from leakyforge.errors import ArtifactError, InputError, MissingDependencyError
+from leakyforge.errors import ArtifactError, MissingDependencyError
 from leakyforge.pins import check_tvm_pins
+from leakyforge.runtime.threads import check_threads
 
 # tvm::runtime::threading::ThreadGroup::AffinityMode
 _ONE_CPU_EACH = -2
@@ -108,8 +109,7 @@ def set_threads(count: int) -> None:
     if getattr(_pool_size, "count", None) == count:
         return
     cpus = [str(cpu) for cpu in sorted(os.sched_getaffinity(0))]
-    if not 1 <= count <= len(cpus):
-        raise InputError(f"threads={count}, but this process may use 1 to {len(cpus)} CPUs")
+    check_threads(count)
     # TVM's own 300000 keep idle threads spinning for 150 ms, ONNX Runtime's spin for 40 ms.
     os.environ.setdefault("TVM_THREAD_POOL_SPIN_COUNT", "60000")
     # A session on all CPUs gives each worker its own, the first being left to the caller: woken
