@@ -22,7 +22,18 @@ from leakyforge.kernels.schedules import NoMatch
 from leakyforge.kernels.sources import Source, find_source
 from leakyforge.kernels.target import CpuTarget
 from leakyforge.kernels.views import conv1d, matmul
-from leakyforge.kernels.winograd import transform_weights, winograd, winograd_config
+from leakyforge.kernels.winograd import (
+    WinogradConfig,
+    transform_weights,
+    winograd,
+    winograd_config,
+)
+from leakyforge.kernels.winograd1d import (
+    Winograd1dConfig,
+    transform_weights1d,
+    winograd1d,
+    winograd1d_config,
+)
 
 Definition = Callable[..., te.Tensor]
 Legalize = Callable[[relax.BlockBuilder, relax.Call], relax.Expr]
@@ -113,7 +124,7 @@ def legalize_conv2d(target: CpuTarget, *, strict: bool) -> Legalize:
             itemsize=constant.dtype.itemsize,
         )
         if is_1d:
-            convolve, packed = _direct(shape, constant, target, "it has one dimension")
+            convolve, packed = _along_one_axis(shape, constant, target, strict=strict)
             definition = functools.partial(conv1d, shape=shape, convolve=convolve)
             return _call(builder, "conv1d", definition, data, packed)
         source = find_source(builder, data)
@@ -135,12 +146,15 @@ def _convolution(
 
     `strict` keeps to the definition's own sums.
     """
-    faster = (
-        NoMatch("precision is strict")
-        if strict
-        else winograd_config(shape, target, math.gcd(*source.channels))
-    )
-    if isinstance(faster, NoMatch):
+    granule = math.gcd(*source.channels)
+    faster: WinogradConfig | Winograd1dConfig | NoMatch = NoMatch("precision is strict")
+    if not strict:
+        along = winograd1d_config(shape, target, granule)
+        faster = winograd_config(shape, target, granule) if isinstance(along, NoMatch) else along
+    if isinstance(faster, Winograd1dConfig):
+        packed = _typed_constant(transform_weights1d(weight, faster))
+        definition = functools.partial(winograd1d, shape=shape, config=faster)
+    elif isinstance(faster, NoMatch):
         definition, packed = _direct(shape, weight, target, faster.reason)
         definition = functools.partial(definition, copies=not source.is_plain)
     else:
@@ -152,6 +166,17 @@ def _convolution(
         return definition(source.read(*inputs), weights)
 
     return _call(builder, "conv2d", reading, *source.tensors, packed)
+
+
+def _along_one_axis(
+    shape: Conv2dShape, weight: npt.NDArray[np.generic], target: CpuTarget, *, strict: bool
+) -> tuple[Definition, relax.Expr]:
+    """A convolution with a kernel of one row over data of rank 4, and its weights."""
+    config = NoMatch("precision is strict") if strict else winograd1d_config(shape, target)
+    if isinstance(config, NoMatch):
+        return _direct(shape, weight, target, config.reason)
+    packed = _typed_constant(transform_weights1d(weight, config))
+    return functools.partial(winograd1d, shape=shape, config=config), packed
 
 
 def _direct(
@@ -205,7 +230,7 @@ def legalize_conv_transpose(target: CpuTarget, *, strict: bool) -> Legalize:
         )
         weight = phase_weights(constant, shape)
         if is_1d:
-            convolve, packed = _direct(shape.phases(), weight, target, "it has one dimension")
+            convolve, packed = _along_one_axis(shape.phases(), weight, target, strict=strict)
             definition = functools.partial(
                 conv1d, shape=shape.phases(), convolve=convolve, keep_rows=True
             )

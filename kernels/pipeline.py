@@ -17,6 +17,7 @@ from leakyforge.kernels.schedules import NoMatch, match_elementwise, match_pool
 from leakyforge.kernels.target import CpuTarget
 from leakyforge.kernels.weights import HoistedModule, hoist_weights
 from leakyforge.kernels.winograd import match_winograd
+from leakyforge.kernels.winograd1d import match_winograd1d
 
 # Of data and weights: what the definitions take.
 LAYOUTS = {
@@ -31,6 +32,7 @@ Rule = Callable[[s_tir.Schedule, CpuTarget], NoMatch | None]
 # Tried in this order; a rule that fits schedules the function and returns None.
 RULES: dict[str, Rule] = {
     "winograd": match_winograd,
+    "winograd1d": match_winograd1d,
     "conv2d": match_conv2d,
     "conv2d_dot": match_conv2d_dot,
     "elementwise": match_elementwise,

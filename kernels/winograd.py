@@ -219,7 +219,7 @@ def _config(
 ) -> WinogradConfig:
     """Sizes for a convolution in tiles of `outputs`."""
     product = heuristic_config(tile_shape(shape, outputs), target, streams_weights=True)
-    lanes = _widest(shape.out_channels, target, shape.itemsize)
+    lanes = widest_lanes(shape.out_channels, target, shape.itemsize)
     # Whole vectors and register tiles only: what crops them would be scalar code.
     fitting = (v for v in range(product.vectors, 0, -1) if shape.out_channels % (v * lanes) == 0)
     config = WinogradConfig(
@@ -229,7 +229,7 @@ def _config(
         product.columns,
         next(fitting),
         lanes,
-        _widest(granule, target, shape.itemsize),
+        widest_lanes(granule, target, shape.itemsize),
         product.registers,
         block=whole(_BLOCK_TILES, product.columns),
     )
@@ -263,7 +263,7 @@ def _bound(cycles: float, weight_bytes: int, target: CpuTarget) -> float:
     return max(cycles / target.num_cores, weight_bytes / rate)
 
 
-def _widest(channels: int, target: CpuTarget, itemsize: int) -> int:
+def widest_lanes(channels: int, target: CpuTarget, itemsize: int) -> int:
     """Lanes of the widest vector that divides the channels."""
     return next(lanes for lanes in target.lane_choices(itemsize) if channels % lanes == 0)
 
@@ -334,14 +334,14 @@ def winograd(
     # In both transforms: first the rows of every tile, then its columns.
     half = te.compute(
         (batch, rows, columns, size, size, in_channels),
-        lambda n, y, x, i, j, k: _combine(
+        lambda n, y, x, i, j, k: combine(
             matrices.input, i, lambda a: source[n, y * m + a, x * m + j, k], dtype
         ),
         name="input_rows",
     )
     transformed = te.compute(
         half.shape,
-        lambda n, y, x, i, j, k: _combine(
+        lambda n, y, x, i, j, k: combine(
             matrices.input, j, lambda b: half[n, y, x, i, b, k], dtype
         ),
         name="input",
@@ -359,14 +359,14 @@ def winograd(
     )
     half_output = te.compute(
         (m, size, batch, rows, columns, shape.out_channels),
-        lambda i, j, n, y, x, c: _combine(
+        lambda i, j, n, y, x, c: combine(
             matrices.output, i, lambda a: product[n, y, x, a * size + j, c], dtype
         ),
         name="output_rows",
     )
     tiles = te.compute(
         (m, m, batch, rows, columns, shape.out_channels),
-        lambda i, j, n, y, x, c: _combine(
+        lambda i, j, n, y, x, c: combine(
             matrices.output, j, lambda b: half_output[i, b, n, y, x, c], dtype
         ),
         name="output",
@@ -378,7 +378,7 @@ def winograd(
     )
 
 
-def _combine(matrix: Matrix, row: ir.Expr, term: Callable[[int], ir.Expr], dtype: str) -> ir.Expr:
+def combine(matrix: Matrix, row: ir.Expr, term: Callable[[int], ir.Expr], dtype: str) -> ir.Expr:
     """The row's linear combination of terms, zeros left out; `row` is constant once unrolled."""
     sums = []
     for coefficients in matrix:
