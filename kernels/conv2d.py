@@ -42,6 +42,8 @@ BLOCK = "leakyforge_conv2d"
 CONFIG = "leakyforge.conv2d"
 # And the reason why no faster algorithm was taken, for `compile --explain`.
 DECLINED = "leakyforge.declined"
+# Bytes of a core's first-level cache, and bytes that it takes from the second level in a cycle.
+_FIRST_LEVEL_BYTES, _SECOND_LEVEL_RATE = 32 << 10, 32
 
 
 @dataclass(frozen=True)
@@ -172,6 +174,10 @@ def estimated_cycles(shape: Conv2dShape, config: Conv2dConfig, target: CpuTarget
     each = max(bits / target.multiply_add_bits, 0.5)
     broadcasts = config.rows * config.columns
     loads = (broadcasts + config.vectors) / 2
+    steps = shape.in_channels * math.prod(shape.kernel)
+    if config.channels * steps * shape.itemsize > _FIRST_LEVEL_BYTES:
+        # Then every tile of pixels reads its weights from the second-level cache.
+        loads = max(loads, config.vectors * bits / 8 / _SECOND_LEVEL_RATE)
     # A multiply-add has a latency of four cycles: fewer accumulators than that leave gaps.
     return tiles * max(config.accumulators * each, loads, 4.0)
 

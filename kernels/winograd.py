@@ -218,7 +218,8 @@ def _config(
     shape: Conv2dShape, target: CpuTarget, outputs: int, kernel: int, granule: int
 ) -> WinogradConfig:
     """Sizes for a convolution in tiles of `outputs`."""
-    product = heuristic_config(tile_shape(shape, outputs), target, streams_weights=True)
+    tiles = tile_shape(shape, outputs)
+    product = heuristic_config(tiles, target, streams_weights=True)
     lanes = widest_lanes(shape.out_channels, target, shape.itemsize)
     # Whole vectors and register tiles only: what crops them would be scalar code.
     fitting = (v for v in range(product.vectors, 0, -1) if shape.out_channels % (v * lanes) == 0)
@@ -231,7 +232,7 @@ def _config(
         lanes,
         widest_lanes(granule, target, shape.itemsize),
         product.registers,
-        block=whole(_BLOCK_TILES, product.columns),
+        block=whole(min(math.ceil(_BLOCK_TILES / product.rows), tiles.width), product.columns),
     )
     if _weight_bytes(shape, config) > _CACHED_WEIGHTS:
         return replace(config, block=0)
@@ -252,6 +253,8 @@ def _winograd_cycles(shape: Conv2dShape, target: CpuTarget, config: WinogradConf
     )
     steps = math.prod(shape.strides) * shape.in_channels
     vectors = steps / config.input_lanes + shape.out_channels / config.lanes
+    if config.block:
+        tiles = replace(tiles, width=whole(tiles.width, config.block))
     each = estimated_cycles(tiles, product, target) * steps
     each += _TRANSFORM_CYCLES * tiles.height * tiles.width * vectors
     return _bound(config.size**2 * each, _weight_bytes(shape, config), target)
