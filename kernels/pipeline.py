@@ -79,9 +79,17 @@ def _wanted_layouts(call: relax.Call) -> dict[str, list[str]]:
 
 
 def legalize_and_fuse(
-    module: tvm.IRModule, target: CpuTarget, *, strict: bool = False
+    module: tvm.IRModule,
+    target: CpuTarget,
+    *,
+    strict: bool = False,
+    unmeasured: str | None = "not asked for",
 ) -> tvm.IRModule:
-    """Lower operators to TensorIR and fuse convolution or product, bias and LeakyRelu."""
+    """Lower operators to TensorIR and fuse convolution or product, bias and LeakyRelu.
+
+    `strict` keeps to the sums of the definition; `unmeasured` says why algorithms are chosen by
+    the cost model, None where they are measured.
+    """
     with target.tvm:
         return tvm.transform.Sequential(
             [
@@ -94,7 +102,7 @@ def legalize_and_fuse(
                 relax.transform.FuseTIR(),
                 relax.transform.DeadCodeElimination(),
             ]
-        )(lower_constant_weights(module, target, strict=strict))
+        )(lower_constant_weights(module, target, strict=strict, unmeasured=unmeasured))
 
 
 def schedule(module: tvm.IRModule, target: CpuTarget) -> tuple[tvm.IRModule, list[Decision]]:
