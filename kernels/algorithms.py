@@ -138,9 +138,13 @@ def algorithms(
     elif shape.out_channels < direct.lanes:
         # With more channels nobody expects it.
         refused.append(f"dot: {dot.reason}")
-    tiled = NoMatch("precision is strict") if strict else winograd_configs(shape, target, granule)
+    tiled = (
+        NoMatch("precision is strict: no Winograd")
+        if strict
+        else winograd_configs(shape, target, granule)
+    )
     if isinstance(tiled, NoMatch):
-        refused.append(f"Winograd: {tiled.reason}")
+        refused.append(tiled.reason)
     else:
         found += [Algorithm(each, winograd_cycles(shape, target, each)) for each in tiled]
     return sorted(found, key=lambda algorithm: algorithm.cycles), tuple(refused)

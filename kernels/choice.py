@@ -53,9 +53,7 @@ class Choice:
         """Why it was taken and the others were not, in words."""
         ours = self.trials[self.taken]
         others = [trial for trial in self.trials if trial is not ours]
-        parts = []
-        if ours.milliseconds is not None:
-            parts.append(f"measured {ours.milliseconds:.3f} ms (estimate {ours.estimate:.2f})")
+        parts = [] if ours.milliseconds is None else [f"{ours.milliseconds:.3f} ms measured"]
         parts += [_beside(trial, ours) for trial in others]
         if others and self.not_measured:
             parts.append(f"not measured: {self.not_measured}")
@@ -63,11 +61,11 @@ class Choice:
 
 
 def _beside(trial: Trial, ours: Trial) -> str:
-    """One that was not taken, beside the one that was."""
+    """One that was not taken, as a multiple of the one that was."""
+    estimate = f"estimated {trial.estimate / ours.estimate:.2f} x"
     if trial.milliseconds is None or ours.milliseconds is None:
-        return f"{trial.algorithm} estimated {trial.estimate / ours.estimate:.2f} x"
-    ratio = trial.milliseconds / ours.milliseconds
-    return f"{trial.algorithm} measured {ratio:.2f} x (estimate {trial.estimate:.2f})"
+        return f"{trial.algorithm} {estimate}"
+    return f"{trial.algorithm} {trial.milliseconds / ours.milliseconds:.2f} x ({estimate})"
 
 
 def read_choice(schedule: s_tir.Schedule, block: str) -> Choice:

@@ -12,15 +12,13 @@ import math
 from leakyforge.kernels.algorithms import Algorithm, algorithms
 from leakyforge.kernels.choice import Choice, Trial
 from leakyforge.kernels.conv2d import Conv2dShape
-from leakyforge.kernels.measure import Layer, Stopwatch
+from leakyforge.kernels.measure import NOISE, Layer, Stopwatch
 from leakyforge.kernels.target import CpuTarget
 
 # FLOPs below which a layer takes about a tenth of a millisecond, whatever the algorithm.
 _WORTH_MEASURING = 1 << 25
 # Algorithms with up to this multiple of the least estimate are timed.
 _HOPELESS = 2.0
-# Share by which a time has to be lower than that of the cost model's choice.
-_NOISE = 0.03
 
 
 def choose(
@@ -50,18 +48,19 @@ def choose(
     taken = 0
     if isinstance(stopwatch, Stopwatch) and not not_measured:
         times = stopwatch.seconds(layer, hopeful)
-        for index, seconds in enumerate(times):
-            trials[index] = dataclasses.replace(trials[index], milliseconds=seconds * 1e3)
-        fastest = min(range(len(times)), key=lambda index: times[index])
-        taken = fastest if times[fastest] < (1 - _NOISE) * times[0] else 0
+        if times is None:
+            not_measured = "the machine was too busy"
+        else:
+            for index, seconds in enumerate(times):
+                trials[index] = dataclasses.replace(trials[index], milliseconds=seconds * 1e3)
+            fastest = min(range(len(times)), key=lambda index: times[index])
+            taken = fastest if times[fastest] < (1 - NOISE) * times[0] else 0
     algorithm = found[taken]
     choice = Choice(words, str(algorithm), taken, tuple(trials), not_measured, refused)
     return algorithm, choice
 
 
-def _not_measured(
-    shape: Conv2dShape, hopeful: list[Algorithm], stopwatch: Stopwatch | str
-) -> str:
+def _not_measured(shape: Conv2dShape, hopeful: list[Algorithm], stopwatch: Stopwatch | str) -> str:
     """Why a layer is not measured; empty where it is."""
     if isinstance(stopwatch, str):
         return stopwatch

@@ -30,7 +30,7 @@ Choose = Callable[[str, Layer, int], tuple[Algorithm, Choice]]
 # relax.OpPatternKind.kOutEWiseFusable: elementwise operators may be fused behind it.
 _OUT_ELEMENTWISE_FUSABLE = {"op_pattern": 4}
 
-_ONE_DIMENSION = "Winograd: the layer has one dimension"
+_ONE_DIMENSION = "Winograd takes two dimensions"
 
 
 def _default_legalize(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:

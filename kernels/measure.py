@@ -4,9 +4,11 @@ Between two runs of a layer, a model reads its other weights and writes its othe
 layer finds in the caches is its input, which the layer before has just written, and of its weights
 only what those others left there. So before each run as many bytes are copied as the model's other
 layers touch, then the input is written, both by the threads that run the layer. The algorithms take
-turns, so that a disturbance of the machine meets all of them, and the least time of each counts.
+turns, so that a disturbance of the machine meets all of them, and the least time of each counts
+once another run confirms it; where the machine is too busy for that, nothing is measured.
 """
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -22,15 +24,17 @@ from leakyforge.kernels.sources import Read
 from leakyforge.kernels.target import CpuTarget
 from leakyforge.runtime.tvm_runtime import leave_workers_cpus, set_threads
 
-# Seconds for each algorithm, the copies between its runs included, and its runs at least.
-_SECONDS, _LEAST_RUNS = 0.04, 5
+# Runs of each algorithm at least, and seconds for each, the copies included, until it is given up.
+_LEAST_RUNS, _MOST_SECONDS = 6, 0.25
+# Share by which the two least times of an algorithm may differ.
+NOISE = 0.03
 # More than last-level caches hold: copying more changes nothing.
 _MOST_BETWEEN = 64 << 20
 
 Run = Callable[[], None]
 _Key = tuple[object, ...]
 
-_measured: dict[_Key, list[float]] = {}
+_measured: dict[_Key, list[float] | None] = {}
 
 
 @dataclass(frozen=True)
@@ -62,8 +66,8 @@ class Stopwatch:
     target: CpuTarget
     between: int
 
-    def seconds(self, layer: Layer, candidates: Sequence[Algorithm]) -> list[float]:
-        """Seconds of each algorithm; infinite where its schedule fails.
+    def seconds(self, layer: Layer, candidates: Sequence[Algorithm]) -> list[float] | None:
+        """Seconds of each algorithm, infinite where its schedule fails; None if nothing is certain.
 
         Measured once for each layer, target, number of threads and bytes between runs.
         """
@@ -78,15 +82,15 @@ class Stopwatch:
 
 def _time(
     layer: Layer, candidates: Sequence[Algorithm], target: CpuTarget, between: int
-) -> list[float]:
+) -> list[float] | None:
     """The least seconds of each algorithm."""
     set_threads(target.num_cores)
     leave_workers_cpus()
     dtype = f"float{8 * layer.shape.itemsize}"
     inputs = [_random(shape, dtype) for shape in layer.inputs]
-    before = [_copy_of(tensor, target) for tensor in inputs]
+    before = [_copy_onto(tensor, target) for tensor in inputs]
     if between:
-        before.insert(0, _copy_of(_random((between // 8,), "float32"), target))
+        before.insert(0, _copy_onto(_random((between // 8,), "float32"), target))
     runs: dict[int, Run] = {}
     for index, each in enumerate(candidates):
         try:
@@ -94,18 +98,26 @@ def _time(
         except s_tir.ScheduleError:
             # The pipeline would leave such a kernel's loops as they were.
             continue
-    best = [float("inf")] * len(candidates)
-    deadline = time.perf_counter() + _SECONDS * len(runs)
-    count = 0
-    while count < _LEAST_RUNS or time.perf_counter() < deadline:
+    samples: dict[int, list[float]] = {index: [] for index in runs}
+    deadline = time.perf_counter() + _MOST_SECONDS * len(runs)
+    while not all(_is_confirmed(times) for times in samples.values()):
+        if time.perf_counter() > deadline:
+            return None
         for index, run in runs.items():
             for copy in before:
                 copy()
             start = time.perf_counter()
             run()
-            best[index] = min(best[index], time.perf_counter() - start)
-        count += 1
-    return best
+            samples[index].append(time.perf_counter() - start)
+    return [min(samples[index]) if index in runs else math.inf for index in range(len(candidates))]
+
+
+def _is_confirmed(times: Sequence[float]) -> bool:
+    """Whether a second run took about the least time."""
+    if len(times) < _LEAST_RUNS:
+        return False
+    least, second, *_ = sorted(times)
+    return second <= (1 + NOISE) * least
 
 
 def _build(
@@ -125,7 +137,7 @@ def _build(
     return lambda: kernel(*inputs, weights, result)
 
 
-def _copy_of(tensor: tvm.runtime.Tensor, target: CpuTarget) -> Run:
+def _copy_onto(tensor: tvm.runtime.Tensor, target: CpuTarget) -> Run:
     """A copy of equal values onto a tensor, from memory of its own, by all threads."""
     source = te.placeholder(tensor.shape, str(tensor.dtype))
     copied = te.compute(source.shape, lambda *index: source(*index), name="copy")
@@ -138,5 +150,6 @@ def _copy_of(tensor: tvm.runtime.Tensor, target: CpuTarget) -> Run:
 
 
 def _random(shape: Sequence[int], dtype: str) -> tvm.runtime.Tensor:
-    """Numbers in [-1, 1): no zeros or denormals in quantity, which could take other time."""
-    return tvm.runtime.tensor(np.random.default_rng(0).uniform(-1, 1, shape).astype(dtype))
+    """Numbers in [-0.5, 0.5): no zeros or denormals in quantity, which could take other time."""
+    values = np.random.default_rng(0).random(shape, np.dtype(dtype).type)
+    return tvm.runtime.tensor(values - np.dtype(dtype).type(0.5))

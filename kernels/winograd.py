@@ -76,8 +76,9 @@ _CACHED_WEIGHTS = 2 << 20
 # Tiles in a block, at least: V and M then fit a second-level cache of 512 KiB, whose weights are
 # used eight times.
 _BLOCK_TILES = 8
-# Cycles to transform one place of one vector of channels, measured for F(4, 3) on Zen 4 and 5.
-_TRANSFORM_CYCLES = 8.0
+# Cycles to transform one place of one vector of channels, for each row of the matrices; measured
+# for F(4, 3), with six of them, on Zen 4 and 5.
+_TRANSFORM_CYCLES = 1.33
 # m to choose from, by r.
 _OUTPUTS = {2: (2, 3, 4), 3: (2, 4)}
 
@@ -208,7 +209,8 @@ def _configs(
     shape: Conv2dShape, target: CpuTarget, outputs: int, kernel: int, granule: int
 ) -> tuple[WinogradConfig, WinogradConfig]:
     """Sizes for a convolution in tiles of `outputs`, in blocks and without."""
-    product = heuristic_config(tile_shape(shape, outputs), target, streams_weights=True)
+    tiles = tile_shape(shape, outputs)
+    product = heuristic_config(tiles, target, streams_weights=True)
     lanes = _widest(shape.out_channels, target, shape.itemsize)
     # Whole vectors and register tiles only: what crops them would be scalar code.
     fitting = (v for v in range(product.vectors, 0, -1) if shape.out_channels % (v * lanes) == 0)
@@ -221,7 +223,8 @@ def _configs(
         lanes,
         _widest(granule, target, shape.itemsize),
         product.registers,
-        block=whole(_BLOCK_TILES, product.columns),
+        # No wider than the output: what is beyond it would be computed too.
+        block=whole(min(_BLOCK_TILES, tiles.width), product.columns),
     )
     return config, replace(config, block=0)
 
@@ -240,8 +243,10 @@ def winograd_cycles(shape: Conv2dShape, target: CpuTarget, config: WinogradConfi
     )
     steps = math.prod(shape.strides) * shape.in_channels
     vectors = steps / config.input_lanes + shape.out_channels / config.lanes
+    # The last block may reach beyond the output.
+    tiles = replace(tiles, width=whole(tiles.width, config.block or config.columns))
     each = estimated_cycles(tiles, product, target) * steps
-    each += _TRANSFORM_CYCLES * tiles.height * tiles.width * vectors
+    each += _TRANSFORM_CYCLES * config.size * tiles.height * tiles.width * vectors
     cycles, weights = config.size**2 * each, _weight_bytes(shape, config)
     if not config.block:
         # V and M are written and read again.
