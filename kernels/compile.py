@@ -11,6 +11,7 @@ import tvm
 from tvm import relax
 
 from leakyforge.errors import CompileError, LeakyforgeError, ModelError, ShapeError
+from leakyforge.kernels.explain import LayerReport, report_layers
 from leakyforge.kernels.importer import import_onnx
 from leakyforge.kernels.link import export_library
 from leakyforge.kernels.onnx_model import (
@@ -67,8 +68,10 @@ def compile(
     shapes: Mapping[str, tuple[int, ...]] | None = None,
     seed: int = 0,
     precision: str = "default",
+    measure: bool = True,
     on_stage: Callable[[str], None] = lambda _stage: None,
     on_decision: Callable[[Decision], None] = lambda _decision: None,
+    on_layer: Callable[[LayerReport], None] = lambda _report: None,
 ) -> Path:
     """Compile an ONNX model into an artifact.
 
@@ -82,9 +85,12 @@ def compile(
         seed: of the reference inputs that the artifact carries.
         precision: `default` may compute convolutions by Winograd's algorithm, `strict` adds up the
             products of the definition only.
+        measure: with the target `cpu`, choose the algorithms of large convolutions by measurement;
+            without, by the cost model, so that equal inputs give equal bytes.
         on_stage: called with a name out of `STAGES` when that stage begins; from "fuse" to "link"
             they come again for each variant.
         on_decision: called for every kernel with the rule that scheduled it.
+        on_layer: called for every run of a kernel, in order, with its algorithm and why.
 
     Returns:
         The artifact's path.
@@ -109,11 +115,18 @@ def compile(
     folded = fold(proto)
     on_stage("import")
     imported = import_onnx(folded)
+    unmeasured = _unmeasured(target, measure)
     variants: list[Variant] = []
     members: dict[str, bytes] = {}
     for cpu_target in targets:
         library, weights, module = _build(
-            imported, cpu_target, precision == "strict", on_stage, on_decision
+            imported,
+            cpu_target,
+            precision == "strict",
+            unmeasured,
+            on_stage,
+            on_decision,
+            on_layer,
         )
         variant, parts = _variant(cpu_target, library, weights)
         variants.append(variant)
@@ -140,6 +153,13 @@ def compile(
     on_stage("write")
     write_artifact(path, manifest, members, feeds, desired)
     return path
+
+
+def _unmeasured(target: str, measure: bool) -> str | None:
+    """Why algorithms are not measured; None where they are."""
+    if target != "cpu":
+        return f"the target is {target}, not cpu, this machine"
+    return None if measure else "measuring is switched off"
 
 
 def _variant(
@@ -171,17 +191,23 @@ def _build(
     module: tvm.IRModule,
     target: CpuTarget,
     strict: bool,
+    unmeasured: str | None,
     on_stage: Callable[[str], None],
     on_decision: Callable[[Decision], None],
+    on_layer: Callable[[LayerReport], None],
 ) -> tuple[bytes, list[Array], tvm.IRModule]:
     """Library, weights, and the module before lowering, for its types."""
     with _tvm_errors(module):
         on_stage("fuse")
-        fused = legalize_and_fuse(choose_layout(module), target, strict=strict)
+        fused = legalize_and_fuse(
+            choose_layout(module), target, strict=strict, unmeasured=unmeasured
+        )
         on_stage("schedule")
         scheduled, decisions = schedule(fused, target)
         for decision in decisions:
             on_decision(decision)
+        for report in report_layers(fused, decisions):
+            on_layer(report)
         on_stage("lower")
         hoisted = lower_to_vm(scheduled, target)
         on_stage("build")

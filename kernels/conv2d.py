@@ -18,6 +18,7 @@ each pixel tile, output once.
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -40,10 +41,12 @@ from leakyforge.kernels.target import CpuTarget
 BLOCK = "leakyforge_conv2d"
 # Attribute of the block under which its configuration travels from legalization to the schedule.
 CONFIG = "leakyforge.conv2d"
-# And the reason why no faster algorithm was taken, for `compile --explain`.
-DECLINED = "leakyforge.declined"
 # Bytes of a core's first-level cache, and bytes that it takes from the second level in a cycle.
 _FIRST_LEVEL_BYTES, _SECOND_LEVEL_RATE = 32 << 10, 32
+# Cycles of the epilogue for a vector of outputs, as wide as `multiply_add_bits`.
+_EPILOGUE_CYCLES = 3.0
+# Bytes that all cores together read in a cycle, from memory and from a shared cache.
+_MEMORY_BYTES, _CACHE_BYTES, _SHARED_CACHE = 8.0, 24.0, 16 << 20
 
 
 @dataclass(frozen=True)
@@ -182,6 +185,26 @@ def estimated_cycles(shape: Conv2dShape, config: Conv2dConfig, target: CpuTarget
     return tiles * max(config.accumulators * each, loads, 4.0)
 
 
+def direct_cycles(shape: Conv2dShape, config: Conv2dConfig, target: CpuTarget) -> float:
+    """Estimated cycles of the whole convolution, with all cores at work."""
+    steps = math.prod(shape.kernel) * shape.in_channels
+    weights = steps * shape.out_channels * shape.itemsize
+    outputs = shape.out_height * shape.out_width * shape.out_channels * shape.itemsize
+    epilogue = _EPILOGUE_CYCLES * 8 * outputs / target.multiply_add_bits
+    cycles = estimated_cycles(shape, config, target) * steps + epilogue
+    return bound_by_weights(cycles, weights, target)
+
+
+def bound_by_weights(cycles: float, weight_bytes: int, target: CpuTarget) -> float:
+    """Cycles of all cores at work, or those in which the weights can be read."""
+    return max(cycles / target.num_cores, read_cycles(weight_bytes, weight_bytes))
+
+
+def read_cycles(read: int, size: int) -> float:
+    """Cycles in which all cores together read so many bytes, out of a tensor of a size."""
+    return read / (_CACHE_BYTES if size <= _SHARED_CACHE else _MEMORY_BYTES)
+
+
 def pack_weights(weight: npt.NDArray[np.generic], config: Conv2dConfig) -> npt.NDArray[np.generic]:
     """Weights [out][i][j][in] as [out tile][i][j][in][out in tile], zeros in the last tile."""
     out_channels = weight.shape[0]
@@ -226,13 +249,13 @@ def conv2d(
     packed: te.Tensor,
     shape: Conv2dShape,
     config: Conv2dConfig,
-    declined: str,
+    note: Mapping[str, str],
     copies: bool = False,
 ) -> te.Tensor:
     """Convolution over [n, y, x, k] with packed weights; returns [n, y, x, c].
 
     The tile sizes need not divide the output: the sum is taken over whole tiles, of which `crop`
-    keeps what is inside. `declined` says why it is not a Winograd convolution; `copies` is as in
+    keeps what is inside. `note` is kept with the sum (`choice.Choice`); `copies` is as in
     `padded_source`.
     """
     batch = data.shape[0]
@@ -251,7 +274,7 @@ def conv2d(
             axis=[i, j, k],
         ),
         name=BLOCK,
-        attrs={CONFIG: asdict(config), DECLINED: declined},
+        attrs={CONFIG: asdict(config), **note},
     )
     return te.compute(
         (batch, shape.out_height, shape.out_width, shape.out_channels),

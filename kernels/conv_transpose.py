@@ -31,6 +31,10 @@ import numpy.typing as npt
 from tvm import ir, te, tirx
 
 from leakyforge.kernels.conv2d import Conv2dShape
+from leakyforge.kernels.target import CpuTarget
+
+# Cycles to add one term of `add_products` to a vector as wide as `multiply_add_bits`; Zen 4.
+_ADD_CYCLES = 4.0
 
 
 @dataclass(frozen=True)
@@ -170,3 +174,10 @@ def add_products(products: te.Tensor, shape: TransposedShape, rank: int) -> te.T
         line = (batch, width, channels)
         return te.compute(line, lambda n, x, c: element(n, 0, x, c), name="add_products")
     return te.compute((batch, shape.out_height, width, channels), element, name="add_products")
+
+
+def add_cycles(shape: TransposedShape, target: CpuTarget) -> float:
+    """Estimated cycles of `add_products`, with all cores at work."""
+    terms = shape.out_height * shape.out_width * shape.out_channels * math.prod(shape.taps)
+    vectors = 8 * terms * shape.itemsize / target.multiply_add_bits
+    return _ADD_CYCLES * vectors / target.num_cores

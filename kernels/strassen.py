@@ -18,20 +18,30 @@ Algorithms", 2nd ed., section 23.2.2).
 FLOPs: 7/4 m n k. Bytes: A read once and 7/4 of it written and read, 7/4 of B's, C written once.
 """
 
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 from tvm import ir, s_tir, te
 
-from leakyforge.kernels.conv2d import Conv2dConfig, Conv2dShape, estimated_cycles, heuristic_config
+from leakyforge.kernels.conv2d import (
+    Conv2dConfig,
+    Conv2dShape,
+    bound_by_weights,
+    direct_cycles,
+    estimated_cycles,
+    heuristic_config,
+)
 from leakyforge.kernels.schedules import (
+    PARALLEL_WORK,
     NoMatch,
     block_names,
     inline_consumers,
     inline_producers,
     read_config,
+    total_work,
     vectorize_and_unroll,
 )
 from leakyforge.kernels.target import CpuTarget
@@ -80,62 +90,77 @@ class StrassenConfig:
         """Columns in a register tile."""
         return self.vectors * self.lanes
 
+    @property
+    def loads(self) -> float:
+        """Loads for each multiply-add."""
+        return (self.rows + self.vectors) / (self.rows * self.vectors)
 
-def strassen_config(
-    rows: int, inner: int, columns: int, itemsize: int, target: CpuTarget
-) -> StrassenConfig | NoMatch:
-    """Sizes for a product of [rows, inner] with [inner, columns], or why it is a direct sum."""
-    if rows % 2 or inner % 2 or columns % 2:
-        return NoMatch("Strassen takes even sizes")
-    narrowest = target.lane_choices(itemsize)[-1]
-    if inner // 2 % narrowest or columns // 2 % narrowest:
-        return NoMatch(f"Strassen takes halves in multiples of {narrowest}")
-    half = _product(rows // 2, inner // 2, columns // 2, itemsize)
-    lanes = widest_lanes(columns // 2, target, itemsize)
-    input_lanes = widest_lanes(inner // 2, target, itemsize)
+    def __str__(self) -> str:
+        """In words, with the register tile."""
+        return f"Strassen, tile {self.rows} x {self.vectors} vectors of {self.lanes} lanes"
+
+
+def strassen_config(shape: Conv2dShape, target: CpuTarget) -> StrassenConfig | NoMatch:
+    """Sizes for a product, given as a 1x1 convolution over one row of pixels, or why none fit."""
+    narrowest = target.lane_choices(shape.itemsize)[-1]
+    if (
+        shape.width % 2
+        or shape.in_channels % (2 * narrowest)
+        or shape.out_channels % (2 * narrowest)
+    ):
+        return NoMatch(f"halves must be whole, and multiples of {narrowest} but for the rows")
+    half = replace(
+        shape,
+        width=shape.width // 2,
+        in_channels=shape.in_channels // 2,
+        out_channels=shape.out_channels // 2,
+    )
+    lanes = widest_lanes(half.out_channels, target, shape.itemsize)
+    input_lanes = widest_lanes(half.in_channels, target, shape.itemsize)
     configs = []
     for vectors in (1, 2, 4):
         registers = target.vector_registers - vectors - 1
         tiles = [r for r in range(1, registers // vectors + 1) if half.width % r == 0]
         if half.out_channels % (vectors * lanes) == 0:
             configs.append(StrassenConfig(tiles[-1], vectors, lanes, input_lanes, registers))
-    config = min(configs, key=lambda each: (_cycles(half, target, each), -each.rows))
-    whole = _product(rows, inner, columns, itemsize)
-    direct = estimated_cycles(whole, heuristic_config(whole, target), target) * inner
-    ours = _cycles(half, target, config)
+    config = min(configs, key=lambda each: (_cycles(half, each, target), each.loads))
+    direct = direct_cycles(shape, heuristic_config(shape, target), target)
+    ours = _cycles(half, config, target)
     if ours > direct:
-        return NoMatch(f"Strassen is estimated at {ours / direct:.2f} of the direct time")
+        return NoMatch(f"estimated {ours / direct:.2f} x")
     return config
 
 
-def _product(rows: int, inner: int, columns: int, itemsize: int) -> Conv2dShape:
-    """A product of matrices as a 1x1 convolution over one row of pixels."""
-    return Conv2dShape(1, rows, inner, columns, (1, 1), (1, 1), (1, 1), (0, 0, 0, 0), itemsize)
-
-
-def _cycles(half: Conv2dShape, target: CpuTarget, config: StrassenConfig) -> float:
-    """Estimated cycles of all seven products, each of sizes `half`, and of all sums."""
+def _cycles(half: Conv2dShape, config: StrassenConfig, target: CpuTarget) -> float:
+    """Estimated cycles of all products, each of sizes `half`, and sums, with all cores at work."""
     tile = Conv2dConfig(
         1, config.rows, config.vectors, config.lanes, config.registers, weights_outer=False
     )
     products = estimated_cycles(half, tile, target) * half.in_channels
     elements = half.width * (half.in_channels + half.out_channels)
     sums = _SUM_CYCLES * elements * 8 * half.itemsize / target.multiply_add_bits
-    return 7 * (products + sums)
+    weights = 7 * half.in_channels * half.out_channels * half.itemsize
+    # The core with the most tiles is the last to end.
+    tiles = half.out_channels // config.channels
+    share = math.ceil(tiles / target.num_cores) * target.num_cores / tiles
+    return bound_by_weights(7 * share * (products + sums), weights, target)
 
 
 def strassen_weights(
     weight: npt.NDArray[np.generic], config: StrassenConfig
 ) -> npt.NDArray[np.generic]:
-    """Weights [inner][columns] as [product][column tile][inner / 2][column in tile]: R B, packed."""
+    """Weights [inner][columns] as [product][column tile][inner / 2][in tile]: R B, packed."""
     inner, columns = (size // 2 for size in weight.shape)
     tiles = columns // config.channels
     split = weight.astype(np.float64).reshape(2, inner, tiles, 2, config.channels)
     quarters = split.transpose(0, 3, 2, 1, 4).reshape(4, tiles, inner, config.channels)
-    return np.einsum("gq,qtkc->gtkc", _RIGHT, quarters).astype(weight.dtype)
+    packed: npt.NDArray[np.generic] = np.einsum("gq,qtkc->gtkc", _RIGHT, quarters)
+    return packed.astype(weight.dtype)
 
 
-def strassen(left: te.Tensor, packed: te.Tensor, config: StrassenConfig) -> te.Tensor:
+def strassen(
+    left: te.Tensor, packed: te.Tensor, config: StrassenConfig, note: Mapping[str, str]
+) -> te.Tensor:
     """Product of [m, k] with packed sums of a constant; returns [m, n]."""
     rows, inner = (int(size) // 2 for size in left.shape)
     tiles, channels, dtype = int(packed.shape[1]), config.channels, left.dtype
@@ -151,7 +176,7 @@ def strassen(left: te.Tensor, packed: te.Tensor, config: StrassenConfig) -> te.T
         (rows, 7, tiles, channels),
         lambda m, g, t, c: te.sum(sums[m, g, k] * packed[g, t, k, c], axis=[k]),
         name=BLOCK,
-        attrs={CONFIG: asdict(config)},
+        attrs={CONFIG: asdict(config), **note},
     )
     quarters = te.compute(
         (2, 2, rows, tiles, channels),
@@ -179,11 +204,13 @@ def schedule_strassen(schedule: s_tir.Schedule, config: StrassenConfig) -> None:
     inline_producers(schedule, sums, keep="")
     last = inline_consumers(schedule, block)
     # 2
+    parallel = total_work(schedule, block) >= PARALLEL_WORK
     m, n = schedule.get_loops(last)
     m_inner, m_half = schedule.split(m, [None, 2])
     tile, n_half, vector, lane = schedule.split(n, [None, 2, config.vectors, config.lanes])
     schedule.reorder(tile, m_inner, vector, m_half, n_half, lane)
-    schedule.parallel(tile)
+    if parallel:
+        schedule.parallel(tile)
     for loop in (m_half, n_half):
         schedule.unroll(loop)
     schedule.vectorize(lane)
@@ -207,7 +234,8 @@ def schedule_strassen(schedule: s_tir.Schedule, config: StrassenConfig) -> None:
     schedule.reorder(m, k_outer, g, lane)
     schedule.unroll(g)
     schedule.vectorize(lane)
-    schedule.parallel(m)
+    if parallel:
+        schedule.parallel(m)
 
 
 def match_strassen(schedule: s_tir.Schedule, _target: CpuTarget) -> NoMatch | None:

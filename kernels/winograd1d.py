@@ -23,6 +23,7 @@ transform instead of two: two to three times a direct sum's.
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 
 import numpy as np
@@ -32,8 +33,8 @@ from tvm import ir, s_tir, te, tirx
 from leakyforge.kernels.conv2d import (
     Conv2dConfig,
     Conv2dShape,
+    bound_by_weights,
     estimated_cycles,
-    heuristic_config,
     whole,
 )
 from leakyforge.kernels.schedules import (
@@ -61,8 +62,6 @@ _MOST_TILES, _BLOCK_BYTES = 64, 96 << 10
 # Cycles to transform one place of one vector, for a vector as wide as `multiply_add_bits`, and to
 # begin a block; measured on Zen 4.
 _TRANSFORM_CYCLES, _BLOCK_CYCLES = 5.0, 200.0
-# Cycles of a direct convolution's epilogue for each vector of outputs, in the same unit.
-_EPILOGUE_CYCLES = 3.0
 
 
 @dataclass(frozen=True)
@@ -113,25 +112,26 @@ class Winograd1dConfig:
         return self.vectors * self.lanes
 
 
-def winograd1d_config(
-    shape: Conv2dShape, target: CpuTarget, granule: int | None = None
-) -> Winograd1dConfig | NoMatch:
-    """Sizes for a convolution, or why another algorithm is taken; `granule` as for `winograd`."""
-    granule = shape.in_channels if granule is None else granule
-    if min(shape.kernel) != 1 or max(shape.kernel) == 1 or shape.strides != (1, 1):
-        return NoMatch("Winograd along one axis takes kernels of one row or column, of stride 1")
+def winograd1d_configs(
+    shape: Conv2dShape, target: CpuTarget, granule: int
+) -> list[Winograd1dConfig] | NoMatch:
+    """The sizes with the least estimate, or why the convolution takes other algorithms.
+
+    Args:
+        shape: the convolution.
+        target: the CPU.
+        granule: input channels that lie together in memory.
+    """
+    if shape.strides != (1, 1):
+        return NoMatch("Winograd takes kernels of one row or column with stride 1")
     axis = 0 if shape.kernel[1] == 1 else 1
     if shape.padding[1 - axis] or shape.padding[3 - axis]:
-        return NoMatch("Winograd along one axis takes no padding across it")
+        return NoMatch("Winograd takes no padding across the axis of a kernel of one row or column")
     narrowest = target.lane_choices(shape.itemsize)[-1]
     if granule % narrowest or shape.out_channels % narrowest:
         return NoMatch(f"Winograd takes channels in multiples of {narrowest}")
-    candidates = _configs(shape, target, axis, granule)
-    config = min(candidates, key=lambda config: _cycles(shape, target, config))
-    ours, direct = _cycles(shape, target, config), _direct_cycles(shape, target)
-    if ours > direct:
-        return NoMatch(f"Winograd is estimated at {ours / direct:.2f} of the direct time")
-    return config
+    configs = _configs(shape, target, axis, granule)
+    return [min(configs, key=lambda config: winograd1d_cycles(shape, target, config))]
 
 
 def _configs(
@@ -181,8 +181,8 @@ def _tiles_shape(shape: Conv2dShape, axis: int, outputs: int) -> Conv2dShape:
     )
 
 
-def _cycles(shape: Conv2dShape, target: CpuTarget, config: Winograd1dConfig) -> float:
-    """Estimated cycles of the core with the most blocks, for all stages."""
+def winograd1d_cycles(shape: Conv2dShape, target: CpuTarget, config: Winograd1dConfig) -> float:
+    """Estimated cycles of all stages, with all cores at work."""
     tiles = _tiles_shape(shape, config.axis, config.outputs)
     blocks = tiles.height * math.ceil(tiles.width / config.block)
     product = Conv2dConfig(
@@ -195,16 +195,10 @@ def _cycles(shape: Conv2dShape, target: CpuTarget, config: Winograd1dConfig) -> 
     outputs = config.block * shape.out_channels * itemsize
     transforms = _TRANSFORM_CYCLES * 8 * (inputs + outputs) / target.multiply_add_bits
     each = config.size * (estimated_cycles(block, product, target) * steps + transforms)
-    return math.ceil(blocks / target.num_cores) * (each + _BLOCK_CYCLES)
-
-
-def _direct_cycles(shape: Conv2dShape, target: CpuTarget) -> float:
-    """Estimated cycles of a core for its share of a direct convolution."""
-    steps = shape.in_channels * max(shape.kernel)
-    sums = estimated_cycles(shape, heuristic_config(shape, target), target) * steps
-    size = shape.out_height * shape.out_width * shape.out_channels * shape.itemsize
-    epilogue = _EPILOGUE_CYCLES * 8 * size / target.multiply_add_bits
-    return (sums + epilogue) / target.num_cores
+    weights = config.size * config.parts * shape.in_channels * shape.out_channels * itemsize
+    # The core with the most blocks is the last to end.
+    share = math.ceil(blocks / target.num_cores) * target.num_cores
+    return bound_by_weights(share * (each + _BLOCK_CYCLES), weights, target)
 
 
 def transform_weights1d(
@@ -223,7 +217,11 @@ def transform_weights1d(
 
 
 def winograd1d(
-    data: te.Tensor, packed: te.Tensor, shape: Conv2dShape, config: Winograd1dConfig
+    data: te.Tensor,
+    packed: te.Tensor,
+    shape: Conv2dShape,
+    config: Winograd1dConfig,
+    note: Mapping[str, str],
 ) -> te.Tensor:
     """Convolution over [n, y, x, k] with transformed weights; returns [n, y, x, c]."""
     batch, dtype, axis = data.shape[0], data.dtype, config.axis
@@ -243,9 +241,7 @@ def winograd1d(
         return tirx.if_then_else(inside, data[(n, *index, k)], tirx.const(0, dtype))
 
     positions = (input_tiles - 1) * m + size
-    source = te.compute(
-        (batch, lines, phases, positions, shape.in_channels), padded, name="pad"
-    )
+    source = te.compute((batch, lines, phases, positions, shape.in_channels), padded, name="pad")
     transformed = te.compute(
         (batch, lines, phases, input_tiles, size, shape.in_channels),
         lambda n, line, phase, t, g, k: combine(
@@ -263,7 +259,7 @@ def winograd1d(
             axis=[s, k],
         ),
         name=BLOCK,
-        attrs={CONFIG: asdict(config)},
+        attrs={CONFIG: asdict(config), **note},
     )
     output = te.compute(
         (m, batch, lines, phases, tiles, shape.out_channels),

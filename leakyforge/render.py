@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from leakyforge.exporter.inspect import OnnxSummary
-    from leakyforge.kernels import Decision
+    from leakyforge.kernels import LayerReport
     from leakyforge.runtime import BenchReport, Manifest, ParityReport
     from leakyforge.runtime.doctor import Finding
     from leakyforge.runtime.manifest import ParityRecord
@@ -220,13 +220,22 @@ def print_onnx(summary: "OnnxSummary") -> None:
     stdout().print(table)
 
 
-def print_decisions(decisions: Iterable["Decision"]) -> None:
-    """Which rule scheduled each kernel, and why those before it did not; a table per target."""
-    for target, group in itertools.groupby(decisions, lambda decision: decision.target):
-        table = _table(f"Kernels for {target}", "kernel", "rule", "rules that did not apply")
-        for decision in group:
-            refused = "; ".join(f"{rule}: {reason}" for rule, reason in decision.refused.items())
-            table.add_row(decision.function, decision.rule or "none", refused)
+def print_layers(layers: Iterable["LayerReport"]) -> None:
+    """Each layer, its algorithm, and why the others were not taken; a table per target."""
+    for target, group in itertools.groupby(layers, lambda layer: layer.target):
+        table = _table(
+            f"Layers for {target}",
+            "output", "layer", "kernel (rule)", "algorithm", "fused", "why not others",
+        )  # fmt: skip
+        for each in group:
+            table.add_row(
+                each.output or "",
+                each.layer,
+                f"{each.kernel} ({each.rule or 'no rule'})",
+                "" if each.choice is None else each.choice.algorithm,
+                ", ".join(each.epilogue),
+                each.reasons,
+            )
         stdout().print(table)
 
 

@@ -491,7 +491,7 @@ class TestPrecision:
             refused = [decision.refused.get("winograd") for decision in decisions]
         assert "winograd" in rules["default"]
         assert "winograd" not in rules["strict"]
-        assert "precision is strict" in refused
+        assert "precision is strict: no Winograd" in refused
 
     def test_unknown_one_is_refused(self, tmp_path):
         model = export("digits", tmp_path / "digits.onnx")
