@@ -45,9 +45,7 @@ def _print_row(report: LayerReport) -> list[float]:
     if choice is None or len(choice.trials) < 2:
         return []
     estimated = choice.trials[0]
-    times = {
-        trial.algorithm: trial.milliseconds for trial in choice.trials if trial.milliseconds
-    }
+    times = {trial.algorithm: trial.milliseconds for trial in choice.trials if trial.milliseconds}
     if not times:
         click.echo(f"  {choice.layer}: {estimated.algorithm}; not measured: {choice.not_measured}")
         return []

@@ -261,7 +261,7 @@ def legalize_matmul(target: CpuTarget) -> Legalize:
             itemsize=constant.dtype.itemsize,
         )
         weight = constant.T[:, np.newaxis, np.newaxis, :]
-        layer = words.product(shape, str(rows))
+        layer = words.product(shape, str(rows) if symbolic else str(int(rows)))
         convolve, packed = _direct(layer, shape, weight, target)
         definition = functools.partial(matmul, shape=shape, convolve=convolve)
         return _call(builder, "matmul", definition, left, _packed_constant(packed, call))
