@@ -27,7 +27,7 @@ from leakyforge.runtime.tvm_runtime import leave_workers_cpus, set_threads
 
 # Runs in a turn, the first of which is not counted.
 _TURN = 4
-# Counted runs of each algorithm at least, and seconds for each, the copies included, until it is given up.
+# Counted runs of each algorithm, at least, and seconds for each after which it is given up.
 _LEAST_RUNS, _MOST_SECONDS = 6, 0.25
 # Share by which the two least times of an algorithm may differ.
 NOISE = 0.03
