@@ -45,8 +45,9 @@ CONFIG = "leakyforge.conv2d"
 _FIRST_LEVEL_BYTES, _SECOND_LEVEL_RATE = 32 << 10, 32
 # Cycles of the epilogue for a vector of outputs, as wide as `multiply_add_bits`.
 _EPILOGUE_CYCLES = 3.0
-# Bytes that all cores together read in a cycle, from memory and from a shared cache.
-_MEMORY_BYTES, _CACHE_BYTES, _SHARED_CACHE = 8.0, 24.0, 16 << 20
+# Bytes that all cores together read in a cycle, from memory (6 on Zen 4, 8 on Zen 5, of two cores)
+# and from a shared cache, and up to which size they are taken to lie there.
+_MEMORY_BYTES, _CACHE_BYTES, _SHARED_CACHE = 7.0, 24.0, 16 << 20
 
 
 @dataclass(frozen=True)

@@ -282,7 +282,7 @@ def legalize_matmul(target: CpuTarget, *, strict: bool) -> Legalize:
             padding=(0, 0, 0, 0),
             itemsize=constant.dtype.itemsize,
         )
-        layer = words.product(shape, str(rows))
+        layer = words.product(shape, str(rows) if symbolic else str(int(rows)))
         seven = NoMatch("precision is strict") if strict else strassen_config(shape, target)
         if isinstance(seven, NoMatch):
             weight = constant.T[:, np.newaxis, np.newaxis, :]

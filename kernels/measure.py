@@ -4,7 +4,8 @@ Between two runs of a layer, a model reads its other weights and writes its othe
 layer finds in the caches is its input, which the layer before has just written, and of its weights
 only what those others left there. So before each run as many bytes are copied as the model's other
 layers touch, then the input is written, both by the threads that run the layer. The algorithms take
-turns, so that a disturbance of the machine meets all of them, and the least time of each counts
+turns, so that a disturbance of the machine meets all of them; the first run of a turn, before which
+another algorithm's weights were read, is not counted. The least time of each algorithm is taken
 once another run confirms it; where the machine is too busy for that, nothing is measured.
 """
 
@@ -24,7 +25,9 @@ from leakyforge.kernels.sources import Read
 from leakyforge.kernels.target import CpuTarget
 from leakyforge.runtime.tvm_runtime import leave_workers_cpus, set_threads
 
-# Runs of each algorithm at least, and seconds for each, the copies included, until it is given up.
+# Runs in a turn, the first of which is not counted.
+_TURN = 4
+# Counted runs of each algorithm, at least, and seconds for each after which it is given up.
 _LEAST_RUNS, _MOST_SECONDS = 6, 0.25
 # Share by which the two least times of an algorithm may differ.
 NOISE = 0.03
@@ -104,12 +107,20 @@ def _time(
         if time.perf_counter() > deadline:
             return None
         for index, run in runs.items():
-            for copy in before:
-                copy()
-            start = time.perf_counter()
-            run()
-            samples[index].append(time.perf_counter() - start)
+            samples[index] += _turn(run, before)
     return [min(samples[index]) if index in runs else math.inf for index in range(len(candidates))]
+
+
+def _turn(run: Run, before: Sequence[Run]) -> list[float]:
+    """Seconds of the runs of one turn that count."""
+    times = []
+    for _ in range(_TURN):
+        for copy in before:
+            copy()
+        start = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - start)
+    return times[1:]
 
 
 def _is_confirmed(times: Sequence[float]) -> bool:

@@ -249,10 +249,10 @@ def winograd_cycles(shape: Conv2dShape, target: CpuTarget, config: WinogradConfi
     each += _TRANSFORM_CYCLES * config.size * tiles.height * tiles.width * vectors
     cycles, weights = config.size**2 * each, _weight_bytes(shape, config)
     if not config.block:
-        # V and M are written and read again.
+        # V and M are written, for which their lines are fetched first, and read again.
         channels = steps + shape.out_channels
         between = config.size**2 * tiles.height * tiles.width * channels * shape.itemsize
-        return bound_by_weights(cycles, weights, target) + read_cycles(2 * between, between)
+        return bound_by_weights(cycles, weights, target) + read_cycles(3 * between, between)
     blocks = math.ceil(tiles.height / config.rows) * math.ceil(tiles.width / config.block)
     reads = 1 if weights <= _CACHED_WEIGHTS else blocks
     return max(cycles / target.num_cores, read_cycles(reads * weights, weights))
