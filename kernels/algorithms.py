@@ -137,7 +137,7 @@ class Algorithm:
         vectors = f"{config.vectors} vector{'s' if config.vectors > 1 else ''}"
         lanes = f"{vectors} of {config.lanes} lanes"
         if isinstance(config, Winograd1dConfig):
-            return f"Winograd {self.name}, tile {config.tiles} x {lanes}"
+            return f"Winograd {self.name}, tile {config.lines}x{config.tiles} x {lanes}"
         name = f"Winograd {self.name}" if isinstance(config, WinogradConfig) else self.name
         return f"{name}, tile {config.rows}x{config.columns} x {lanes}"
 

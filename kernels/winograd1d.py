@@ -22,6 +22,7 @@ FLOPs of the product: 2 (m + r - 1) / m * parts * channels for each output. Erro
 transform instead of two: two to three times a direct sum's.
 """
 
+import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -55,9 +56,10 @@ CONFIG = "leakyforge.winograd1d"
 # (m, r) by the number of taps; longer kernels are cut into parts of four.
 _WHOLE = {2: (4, 2), 3: (4, 3), 4: (4, 4), 5: (4, 5)}
 _PART = 4
-# Tiles of a register tile and of a block to choose from. Blocks with more than 96 KiB of V and M
-# were slower, and gained nothing from more than 64 tiles.
-_TILES, _BLOCKS = range(4, 17), (1, 2, 4, 8)
+# Lines and tiles of a register tile, four in all at least, and how many of them lie in a block, to
+# choose from. Blocks with more than 96 KiB of V and M were slower, and gained nothing from more
+# than 64 tiles.
+_LINES, _TILES, _BLOCKS, _LEAST_TILES = range(1, 9), range(1, 17), (1, 2, 4, 8), 4
 _MOST_TILES, _BLOCK_BYTES = 64, 96 << 10
 # Cycles to transform one place of one vector, for a vector as wide as `multiply_add_bits`, and to
 # begin a block; measured on Zen 4.
@@ -74,12 +76,14 @@ class Winograd1dConfig:
         parts: parts of the kernel.
         axis: 0 for a kernel of one column, 1 for one of one row.
         dilation: phases of the axis.
-        tiles: tiles in a register tile of the product.
+        lines: lines along the axis in a register tile of the product, a divisor of their number.
+        tiles: tiles of each line in a register tile.
         vectors: vectors of output channels in a register tile.
         lanes: output channels in a vector.
         input_lanes: input channels in a vector.
         registers: vector registers that a register tile may use.
-        block: tiles that a thread takes through all stages at a time, a multiple of `tiles`.
+        block: tiles of each line that a thread takes through all stages at a time, a multiple of
+            `tiles`.
     """
 
     outputs: int
@@ -87,6 +91,7 @@ class Winograd1dConfig:
     parts: int
     axis: int
     dilation: int
+    lines: int
     tiles: int
     vectors: int
     lanes: int
@@ -96,8 +101,9 @@ class Winograd1dConfig:
 
     def __post_init__(self) -> None:
         """Check the register budget."""
-        if self.tiles * self.vectors > self.registers:
-            raise ValueError(f"{self.tiles * self.vectors} accumulators exceed the registers")
+        accumulators = self.lines * self.tiles * self.vectors
+        if accumulators > self.registers:
+            raise ValueError(f"{accumulators} accumulators exceed the registers: {self}")
         if self.parts > 1 and self.outputs != self.kernel:
             raise ValueError(f"parts share their tiles only where m = r: {self}")
 
@@ -143,22 +149,23 @@ def _configs(
     lanes = widest_lanes(shape.out_channels, target, shape.itemsize)
     input_lanes = widest_lanes(granule, target, shape.itemsize)
     each = (outputs + kernel - 1) * (shape.in_channels + shape.out_channels) * shape.itemsize
-    most = max(min(_MOST_TILES, _BLOCK_BYTES // each), min(_TILES))
+    most = max(min(_MOST_TILES, _BLOCK_BYTES // each), _LEAST_TILES)
+    across = shape.out_width if axis == 0 else shape.out_height
+    # Whole vectors and register tiles only: what crops them would be scalar code.
+    vectors_fitting = [v for v in (1, 2, 4) if shape.out_channels % (v * lanes) == 0]
+    lines_fitting = [count for count in _LINES if across % count == 0]
     configs = []
-    for vectors in (1, 2, 4):
+    for vectors, lines, tiles, blocks in itertools.product(
+        vectors_fitting, lines_fitting, _TILES, reversed(_BLOCKS)
+    ):
         registers = target.vector_registers - vectors - 1
-        # Whole vectors and register tiles only: what crops them would be scalar code.
-        if shape.out_channels % (vectors * lanes):
-            continue
-        for tiles in _TILES:
-            for blocks in reversed(_BLOCKS):
-                if tiles * vectors <= registers and tiles * blocks <= most:
-                    configs.append(
-                        Winograd1dConfig(
-                            outputs, kernel, math.ceil(taps / kernel), axis, shape.dilation[axis],
-                            tiles, vectors, lanes, input_lanes, registers, tiles * blocks,
-                        )
-                    )  # fmt: skip
+        if _LEAST_TILES <= lines * tiles <= registers // vectors and lines * tiles * blocks <= most:
+            configs.append(
+                Winograd1dConfig(
+                    outputs, kernel, math.ceil(taps / kernel), axis, shape.dilation[axis], lines,
+                    tiles, vectors, lanes, input_lanes, registers, tiles * blocks,
+                )
+            )  # fmt: skip
     return configs
 
 
@@ -184,15 +191,16 @@ def _tiles_shape(shape: Conv2dShape, axis: int, outputs: int) -> Conv2dShape:
 def winograd1d_cycles(shape: Conv2dShape, target: CpuTarget, config: Winograd1dConfig) -> float:
     """Estimated cycles of all stages, with all cores at work."""
     tiles = _tiles_shape(shape, config.axis, config.outputs)
-    blocks = tiles.height * math.ceil(tiles.width / config.block)
+    blocks = tiles.height // config.lines * math.ceil(tiles.width / config.block)
     product = Conv2dConfig(
-        1, config.tiles, config.vectors, config.lanes, config.registers, weights_outer=False
-    )
-    block = replace(tiles, height=1, width=config.block)
+        config.lines, config.tiles, config.vectors, config.lanes, config.registers,
+        weights_outer=False,
+    )  # fmt: skip
+    block = replace(tiles, height=config.lines, width=config.block)
     steps = shape.in_channels * config.parts
     itemsize = shape.itemsize
-    inputs = (config.block + config.parts - 1) * shape.in_channels * itemsize
-    outputs = config.block * shape.out_channels * itemsize
+    inputs = config.lines * (config.block + config.parts - 1) * shape.in_channels * itemsize
+    outputs = config.lines * config.block * shape.out_channels * itemsize
     transforms = _TRANSFORM_CYCLES * 8 * (inputs + outputs) / target.multiply_add_bits
     each = config.size * (estimated_cycles(block, product, target) * steps + transforms)
     weights = config.size * config.parts * shape.in_channels * shape.out_channels * itemsize
@@ -298,16 +306,18 @@ def schedule_winograd1d(schedule: s_tir.Schedule, config: Winograd1dConfig) -> N
     work = total_work(schedule, block)
     *lines, c = schedule.get_loops(last)
     along = lines.pop(-1 if config.axis == 1 else -2)
+    # A convolution of one dimension has batches only, and lines of 1.
+    lines[-1], line = schedule.split(lines[-1], [None, config.lines])
     shares, tile, i, phase = schedule.split(
         along, [None, config.block, config.outputs, config.dilation]
     )
     c_outer, lane = schedule.split(c, [None, config.lanes])
-    schedule.reorder(*lines, shares, phase, tile, c_outer, i, lane)
+    schedule.reorder(*lines, shares, phase, line, tile, c_outer, i, lane)
     # At one output, not at a tile: TVM finds the phases of several to be all of them.
     schedule.compute_at(output, i, preserve_unit_loops=True)
     schedule.set_scope(output, 0, "local")
     schedule.unroll(i)
-    depth = len(lines) + 5
+    depth = len(lines) + 6
     for stage in (output, last):
         vectorize_and_unroll(schedule, schedule.get_loops(stage)[depth:], config.lanes)
     # 3
@@ -318,16 +328,16 @@ def schedule_winograd1d(schedule: s_tir.Schedule, config: Winograd1dConfig) -> N
     if work >= PARALLEL_WORK:
         schedule.parallel(outer)
     # 4
-    *_, t, g, c, s, k = schedule.get_loops(block)
+    *_, line, _, t, g, c, s, k = schedule.get_loops(block)
     t_outer, t_inner = schedule.split(t, [None, config.tiles])
     c_outer, vector, lane = schedule.split(c, [None, config.vectors, config.lanes])
-    schedule.reorder(g, c_outer, t_outer, s, k, t_inner, vector, lane)
+    schedule.reorder(g, c_outer, t_outer, s, k, line, t_inner, vector, lane)
     write = schedule.cache_write(block, 0, "local")
     schedule.reverse_compute_at(write, t_outer, preserve_unit_loops=True)
-    for loop in (t_inner, vector):
+    for loop in (line, t_inner, vector):
         schedule.unroll(loop)
     schedule.vectorize(lane)
-    depth = len(schedule.get_loops(block)) - len((s, k, t_inner, vector, lane))
+    depth = len(schedule.get_loops(block)) - len((s, k, line, t_inner, vector, lane))
     initial = schedule.decompose_reduction(block, s)
     for stage in (initial, write):
         vectorize_and_unroll(schedule, schedule.get_loops(stage)[depth:], config.lanes)

@@ -1,7 +1,6 @@
 """Winograd along one axis: when it is taken, its blocks, and its sums against float64."""
 
 import dataclasses
-import functools
 
 import numpy as np
 import pytest
@@ -58,6 +57,8 @@ CASES = {
     "shorter_than_the_dilation": (3, 7, (7, 7), 5, 1, 16, 16),
     "pads_beyond_the_kernel": (3, 1, (5, 6), 20, 1, 16, 16),
     "many_lines": (3, 1, (1, 1), 17, 13, 24, 48),
+    "short_lines": (3, 1, (1, 1), 8, 30, 72, 72),
+    "short_dilated_lines": (5, 2, (4, 4), 9, 28, 16, 16),
 }
 
 
@@ -113,7 +114,7 @@ def test_blocks_of_any_size(run_kernel, tiles, block):
 
 
 def test_packed_weights_are_parts_of_the_kernel():
-    config = Winograd1dConfig(4, 4, 2, 1, 1, 4, 1, 4, 4, registers=14, block=4)
+    config = Winograd1dConfig(4, 4, 2, 1, 1, 1, 4, 1, 4, 4, registers=14, block=4)
     weight = np.random.default_rng(0).standard_normal((8, 1, 7, 5)).astype(np.float32)
     packed = transform_weights1d(weight, config)
     assert packed.shape == (7, 2, 2, 5, 4)
@@ -167,18 +168,16 @@ def test_joined_inputs_decide_the_vectors():
 def test_tiles_fit_registers_and_channels(target, channels):
     shape = dataclasses.replace(ROW, in_channels=channels[0], out_channels=channels[1])
     config = config_of(shape, parse_target(target))
-    assert config.tiles * config.vectors <= config.registers
+    assert config.lines * config.tiles * config.vectors <= config.registers
     assert channels[1] % config.channels == 0
     assert config.block % config.tiles == 0
 
 
 def test_config_over_budget_is_refused():
-    config = functools.partial(Winograd1dConfig, 4, 4, axis=1, dilation=1, vectors=3, lanes=4,
-                               input_lanes=4, registers=14, block=5)  # fmt: skip
     with pytest.raises(ValueError, match="15 accumulators exceed the registers"):
-        config(parts=1, tiles=5)
+        Winograd1dConfig(4, 4, 1, 1, 1, 1, 5, 3, 4, 4, registers=14, block=5)
 
 
 def test_parts_of_another_length_than_the_tiles_are_refused():
     with pytest.raises(ValueError, match="parts share their tiles only where m = r"):
-        Winograd1dConfig(4, 3, 2, 1, 1, 4, 1, 4, 4, registers=14, block=4)
+        Winograd1dConfig(4, 3, 2, 1, 1, 1, 4, 1, 4, 4, registers=14, block=4)
