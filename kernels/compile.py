@@ -30,7 +30,6 @@ from leakyforge.kernels.pipeline import (
 from leakyforge.kernels.rounding import rounding_steps
 from leakyforge.kernels.target import CpuTarget, parse_targets
 from leakyforge.pins import TVM_PINS
-from leakyforge.runtime import cpu
 from leakyforge.runtime.artifact import (
     SUFFIX,
     check_destination,
@@ -142,7 +141,7 @@ def compile(
         onnx_path=None if model.path is None else str(model.path),
         inputs=inputs,
         outputs=_output_specs(folded, module),
-        machine=cpu.machine(),
+        machine=targets[0].machine,
         reference=f"{reference.name}, seed {seed}",
         versions=dict(TVM_PINS),
         leakyforge=metadata.version("leakyforge"),
@@ -216,7 +215,7 @@ def _build(
         on_stage("link")
         with tempfile.TemporaryDirectory(prefix="leakyforge-") as folder:
             path = Path(folder) / "library.so"
-            export_library(executable, path)
+            export_library(executable, path, str(target.tvm.attrs["mtriple"]))
             return path.read_bytes(), hoisted.weights, fused
 
 

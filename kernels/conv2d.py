@@ -133,10 +133,10 @@ def heuristic_config(
     weights_outer = _weights_dominate(shape)
     streams = weights_outer if streams_weights is None else streams_weights
     best: tuple[tuple[bool, float, int], Conv2dConfig] | None = None
-    # One register for weights per vector, one for the broadcast input.
+    # One register for weights per vector, others for the broadcast input.
     for lanes in target.lane_choices(shape.itemsize):
         for vectors in (2, 3, 4, 5, 6) if streams else (1, 2, 3, 4, 5, 6):
-            budget = target.vector_registers - vectors - 1
+            budget = target.vector_registers - vectors - target.load_registers
             for rows, columns in _pixel_tiles(shape, budget // vectors):
                 config = Conv2dConfig(rows, columns, vectors, lanes, budget, weights_outer)
                 score = estimated_cycles(shape, config, target)

@@ -77,7 +77,8 @@ def dot_config(shape: Conv2dShape, target: CpuTarget) -> DotConfig | NoMatch:
     # adding up.
     if 4 * shape.out_channels > 3 * lanes:
         return NoMatch("its output channels fill most of a vector")
-    budget = target.vector_registers - min(shape.out_channels, target.vector_registers // 4) - 1
+    weights = min(shape.out_channels, target.vector_registers // 4)
+    budget = target.vector_registers - weights - target.load_registers
     limit = budget // shape.out_channels
     # Whole tiles only.
     columns = max(c for c in range(1, limit + 1) if shape.out_width % c == 0)
