@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -226,7 +227,9 @@ def run(
 @variant_option
 @click.option("--seconds", type=float, default=5.0, show_default=True, help="Time to measure.")
 @click.option("--peers", is_flag=True,
-              help="Beside every engine; installs those that are absent.")  # fmt: skip
+              help="Beside other engines; installs those that are absent and small.")  # fmt: skip
+@click.option("--peer", "names", multiple=True,
+              help="Beside this engine, installed whatever its size; may be repeated.")  # fmt: skip
 @json_option
 @common_options
 def bench(
@@ -238,6 +241,7 @@ def bench(
     variant: str | None,
     seconds: float,
     peers: bool,
+    names: tuple[str, ...],
     as_json: bool,
     quiet: bool,
 ) -> None:
@@ -254,16 +258,22 @@ def bench(
     from leakyforge.runtime.artifact import is_artifact
     from leakyforge.runtime.peers import compare_peers
 
+    peers = peers or bool(names)
     if peers and variant is not None:
         raise click.UsageError("--peers times the variant that this CPU loads; leave out --variant")
     with tempfile.TemporaryDirectory(prefix="leakyforge-") as folder:
-        artifact = model
+        artifact, compile_seconds = model, None
         if not is_artifact(model):
+            start = time.perf_counter()
             artifact = _compile(model, Path(folder) / "model.lfa", target, dict(shapes), quiet)
+            compile_seconds = time.perf_counter() - start
             onnx = model if onnx is None else onnx
         with _status(f"time {model.name}", quiet):
             if peers:
-                beside = compare_peers(artifact, onnx, threads=threads, seconds=seconds)
+                beside = compare_peers(
+                    artifact, onnx, threads=threads, seconds=seconds, names=names,
+                    compile_seconds=compile_seconds,
+                )  # fmt: skip
                 _show(beside, print_peers, as_json, quiet)
                 return
             report = run_bench(artifact, onnx, threads=threads, seconds=seconds, variant=variant)

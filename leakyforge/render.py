@@ -90,9 +90,12 @@ def _parity_table(report: "ParityReport", variant: str) -> Table:
 
 def print_peers(report: "PeersReport") -> None:
     """Every engine's latency, error, share of the roofline, memory and time to load."""
+    compiled = (
+        "" if report.compile_seconds is None else f", compiled in {report.compile_seconds:.1f} s"
+    )
     table = _table(
         f"{report.model}: {report.threads} threads on {report.cpu}, "
-        f"{report.flops / 1e9:.3g} GFLOP, peak {report.peak_gflops:.0f} GFLOP/s",
+        f"{report.flops / 1e9:.3g} GFLOP, peak {report.peak_gflops:.0f} GFLOP/s{compiled}",
         "engine", "median ms", "p10", "p90", "speed against it", "error", "roofline", "memory MB",
         "load s",
         numbers=range(1, 9),
