@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from leakyforge.exporter.inspect import OnnxSummary
     from leakyforge.kernels import Decision
-    from leakyforge.runtime import BenchReport, Manifest, ParityReport
+    from leakyforge.runtime import BenchReport, Manifest, ParityReport, ProfileReport
     from leakyforge.runtime.doctor import Finding
     from leakyforge.runtime.manifest import ParityRecord
     from leakyforge.runtime.peers import PeerResult, PeersReport
@@ -121,6 +121,48 @@ def peer_cells(row: "PeerResult") -> list[str]:
         f"{row.memory_mb:.0f}",
         f"{row.load_seconds:.2f}",
     ]
+
+
+def print_profile(report: "ProfileReport") -> None:
+    """A row for each call of a kernel, then all of them, and what is between them."""
+    table = _table(
+        f"{report.model}, variant {report.variant}: {report.threads} threads on {report.cpu}, "
+        f"{report.runs} runs, peak {report.peak_gflops:.0f} GFLOP/s, "
+        f"copy {report.copy_gb_per_second:.0f} GB/s",
+        "kernel", "algorithm", "input -> output", "ms", "share", "GFLOP", "computed", "GFLOP/s",
+        "of peak", "MB", "GB/s", "bound by",
+        numbers=range(3, 11),
+    )  # fmt: skip
+    for row in report.kernels:
+        products = ["-"] * 4
+        if row.flops > 0:
+            products = [
+                f"{row.flops / 1e9:.3g}",
+                f"{row.computed / 1e9:.3g}",
+                f"{row.gflops_per_second:.0f}",
+                f"{row.peak_share:.2f}",
+            ]
+        table.add_row(
+            row.kernel,
+            row.algorithm or "-",
+            row.shapes,
+            f"{row.median_ms:.4f}",
+            f"{row.share:.1%}",
+            *products,
+            f"{row.bytes_moved / 1e6:.3g}",
+            f"{row.gb_per_second:.1f}",
+            row.bound,
+        )
+    table.add_section()
+    table.add_row(
+        "all kernels", "", "", f"{report.kernels_ms:.4f}",
+        f"{report.kernels_ms / report.run_ms:.1%}", f"{report.flops / 1e9:.3g}",
+        f"{report.computed / 1e9:.3g}", "", "", f"{report.bytes_moved / 1e6:.3g}",
+    )  # fmt: skip
+    between = f"{report.between_ms / report.run_ms:.1%}"
+    table.add_row("between them", "", "", f"{report.between_ms:.4f}", between)
+    table.add_row("a run", "", "", f"{report.run_ms:.4f}", "100.0%")
+    stdout().print(table)
 
 
 def print_bench(report: "BenchReport") -> None:
