@@ -51,7 +51,8 @@ class KernelProfile:
         gflops_per_second: those of the definition in the median time.
         bytes_moved: inputs, weights and outputs, each once.
         gb_per_second: these in the median time.
-        peak_share: `computed` in the median time, as a share of the peak.
+        peak_share: `computed` in the median time, as a share of the peak; above 1 where a kernel
+            is faster than numpy's BLAS.
         copy_share: `bytes_moved` in the median time, as a share of a copy's speed; above 1 where
             they lie in a cache.
         bound: "compute" or "memory", whichever share is the larger.
