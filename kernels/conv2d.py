@@ -42,6 +42,8 @@ BLOCK = "leakyforge_conv2d"
 CONFIG = "leakyforge.conv2d"
 # And the reason why no faster algorithm was taken, for `compile --explain`.
 DECLINED = "leakyforge.declined"
+# And the products of the definition for each image of the batch, for the profile of a run.
+PRODUCTS = "leakyforge.products"
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,10 @@ class Conv2dConfig:
 
 @dataclass(frozen=True)
 class Conv2dShape:
-    """Sizes of one convolution, channels last; the batch may be symbolic and is not among them."""
+    """Sizes of one convolution, channels last; the batch may be symbolic and is not among them.
+
+    `transposed_products` are those of the transposed convolution whose phases it computes, if any.
+    """
 
     height: int
     width: int
@@ -96,6 +101,15 @@ class Conv2dShape:
     dilation: tuple[int, int]
     padding: tuple[int, int, int, int]
     itemsize: int
+    transposed_products: int | None = None
+
+    @property
+    def products(self) -> int:
+        """Products in the sums of the definition."""
+        if self.transposed_products is not None:
+            return self.transposed_products
+        terms = math.prod(self.kernel) * self.in_channels
+        return self.out_height * self.out_width * self.out_channels * terms
 
     @property
     def out_height(self) -> int:
@@ -245,7 +259,7 @@ def conv2d(
             axis=[i, j, k],
         ),
         name=BLOCK,
-        attrs={CONFIG: asdict(config), DECLINED: declined},
+        attrs={CONFIG: asdict(config), DECLINED: declined, PRODUCTS: shape.products},
     )
     return te.compute(
         (batch, shape.out_height, shape.out_width, shape.out_channels),

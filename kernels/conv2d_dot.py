@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 from tvm import ir, s_tir, te
 
-from leakyforge.kernels.conv2d import Conv2dShape, padded_source
+from leakyforge.kernels.conv2d import PRODUCTS, Conv2dShape, padded_source
 from leakyforge.kernels.schedules import (
     PARALLEL_WORK,
     NoMatch,
@@ -111,7 +111,7 @@ def conv2d_dot(
             axis=[i, j, k],
         ),
         name=BLOCK,
-        attrs={CONFIG: asdict(config)},
+        attrs={CONFIG: asdict(config), PRODUCTS: shape.products},
     )
     while lanes > 1:
         lanes //= 2

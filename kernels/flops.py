@@ -1,12 +1,12 @@
 """Floating-point operations of each kernel that a run calls, for the profile of an artifact.
 
-    flops    = 2 * outputs * products in the sum of each output           (of the definition)
-    computed = 2 * iterations of the loop nest that adds up products      (of the algorithm)
+    flops    = 2 * products in the sums of the definition
+    computed = 2 * iterations of the loop nest that adds up products
 
 Both count convolutions and products of matrices only, a multiplication and an addition for each
 product, and a symbolic size as 1. They differ where a direct convolution computes whole tiles, of
-which it keeps what is inside, and in Winograd's, whose transforms are not counted. A transposed
-convolution is counted as the convolution of its phases (see `conv_transpose`).
+which it keeps what is inside; in transposed convolutions, whose phases are wider than the input;
+and in Winograd's, whose transforms are not counted.
 """
 
 import math
@@ -16,11 +16,8 @@ import tvm
 import tvm_ffi
 from tvm import relax, s_tir, tirx
 
-from leakyforge.kernels import conv2d, winograd
+from leakyforge.kernels.conv2d import PRODUCTS
 from leakyforge.runtime.manifest import Kernel
-
-# The block that keeps what is inside of a convolution's tiles.
-_CROP = "crop"
 
 
 def kernel_calls(module: tvm.IRModule, rules: Mapping[str, str | None]) -> tuple[Kernel, ...]:
@@ -45,20 +42,16 @@ def kernel_calls(module: tvm.IRModule, rules: Mapping[str, str | None]) -> tuple
 
 def product_flops(function: tirx.PrimFunc) -> tuple[int, int]:
     """Operations of the definition and of the algorithm of a function that is not scheduled."""
-    found: list[s_tir.SBlock] = []
-    tvm_ffi.structural_walk(function.body, (s_tir.SBlock, found.append), order="pre")
-    blocks = {str(block.name_hint): block for block in found}
+    blocks: list[s_tir.SBlock] = []
+    tvm_ffi.structural_walk(function.body, (s_tir.SBlock, blocks.append), order="pre")
     defined = computed = 0
-    for name, block in blocks.items():
-        if not _adds_products(block):
-            continue
-        outputs, terms = _iterations(block, reduces=False), _iterations(block, reduces=True)
-        computed += 2 * outputs * terms
-        if name in (conv2d.BLOCK, winograd.BLOCK):
-            outputs = _iterations(blocks[_CROP], reduces=False)
-        if name == winograd.BLOCK:
-            terms *= int(block.annotations[winograd.CONFIG]["kernel"]) ** 2
-        defined += 2 * outputs * terms
+    for block in filter(_adds_products, blocks):
+        products = math.prod(_size(axis) for axis in block.iter_vars)
+        computed += 2 * products
+        if PRODUCTS in block.annotations:
+            # Our own carry those of the definition, for each image.
+            products = _size(block.iter_vars[0]) * int(block.annotations[PRODUCTS])
+        defined += 2 * products
     return defined, computed
 
 
@@ -69,10 +62,7 @@ def _adds_products(block: s_tir.SBlock) -> bool:
     return reduces and isinstance(value, tirx.Add) and isinstance(value.b, tirx.Mul)
 
 
-def _iterations(block: s_tir.SBlock, *, reduces: bool) -> int:
-    """Iterations over a block's output, or over the sum of each of its elements."""
-    return math.prod(
-        int(axis.dom.extent) if isinstance(axis.dom.extent, tirx.IntImm) else 1
-        for axis in block.iter_vars
-        if (axis.iter_type == tirx.IterVar.CommReduce) == reduces
-    )
+def _size(axis: tirx.IterVar) -> int:
+    """Iterations of an axis."""
+    extent = axis.dom.extent
+    return int(extent) if isinstance(extent, tirx.IntImm) else 1

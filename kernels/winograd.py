@@ -39,6 +39,7 @@ from tvm import ir, s_tir, te, tirx
 from leakyforge.kernels.conv2d import BLOCK as DIRECT
 from leakyforge.kernels.conv2d import (
     DECLINED,
+    PRODUCTS,
     Conv2dConfig,
     Conv2dShape,
     estimated_cycles,
@@ -355,7 +356,7 @@ def winograd(
             axis=[k],
         ),
         name=BLOCK,
-        attrs={CONFIG: asdict(config)},
+        attrs={CONFIG: asdict(config), PRODUCTS: shape.products},
     )
     half_output = te.compute(
         (m, size, batch, rows, columns, shape.out_channels),

@@ -188,7 +188,8 @@ def _timed(
     peak_seconds: float,
 ) -> PeerResult:
     """Figures of an engine, beside our median and the model's time at the peak."""
-    deciles = statistics.quantiles(times, n=10)
+    # Of few calls, the other method gives times that are below the least, and even below 0.
+    deciles = statistics.quantiles(times, n=10, method="inclusive")
     median = statistics.median(times)
     return PeerResult(
         worker.engine,

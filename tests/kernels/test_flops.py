@@ -23,9 +23,17 @@ def kernels(build, parse):
 
 
 def conv(image, result, attributes="pads = [1,1,1,1]"):
+    return layer("Conv", image, result, attributes)
+
+
+def transposed(image, result, attributes):
+    return layer("ConvTranspose", image, result, attributes)
+
+
+def layer(operator, image, result, attributes):
     return (
-        f"conv (float[{image}] x) => (float[{result}] y)"
-        f" {{ c = Conv <{attributes}> (x, w) y = LeakyRelu <alpha = 0.2> (c) }}"
+        f"layer (float[{image}] x) => (float[{result}] y)"
+        f" {{ c = {operator} <{attributes}> (x, w) y = LeakyRelu <alpha = 0.2> (c) }}"
     )
 
 
@@ -39,9 +47,21 @@ def conv(image, result, attributes="pads = [1,1,1,1]"):
         (conv("1,64,6,6", "1,1,6,6"), (1, 64, 3, 3)),
         # Grouped: TVM's own loops.
         (conv("1,4,8,8", "1,4,8,8", "pads = [1,1,1,1], group = 4"), (4, 1, 3, 3)),
+        # Its phases are wider than its input; its stride divides the kernel, and does not.
+        (transposed("1,3,4,4", "1,5,8,8", "pads = [1,1,1,1], strides = [2,2]"), (3, 5, 4, 4)),
+        (transposed("1,3,4,4", "1,5,9,9", "strides = [2,2]"), (3, 5, 3, 3)),
         ("product (float[5,33] x) => (float[5,19] y) { y = MatMul (x, w) }", (33, 19)),
     ],
-    ids=["conv", "strided", "one dimension", "few channels", "grouped", "product"],
+    ids=[
+        "conv",
+        "strided",
+        "one dimension",
+        "few channels",
+        "grouped",
+        "transposed",
+        "odd",
+        "product",
+    ],
 )
 def test_direct_sums_count_as_the_model_does(kernels, text, weight):
     records, flops = kernels(text, weight)

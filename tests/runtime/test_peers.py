@@ -90,6 +90,13 @@ def test_what_is_needed_is_tried_before_the_others(
     assert seen == (loaded if kind == "fail" else ["leakyforge", "onnxruntime"])
 
 
+def test_few_calls_have_no_negative_times(digits, only_onnxruntime, monkeypatch):
+    times = {"leakyforge": [1.0, 9.0], "onnxruntime": [1.0, 2.0], "peak": [1.0]}
+    monkeypatch.setattr(peers, "interleave", lambda _workers, _seconds: times)
+    ours = compare_peers(digits, threads=1, seconds=0.01).results[0]
+    assert 1e3 <= ours.p10_ms <= ours.median_ms <= ours.p90_ms <= 9e3
+
+
 def test_no_process_is_left_behind(digits, only_onnxruntime, workers, monkeypatch):
     def fail(*_arguments):
         raise KeyboardInterrupt
