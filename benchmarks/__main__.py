@@ -3,6 +3,9 @@
 python -m benchmarks                        everything, about ten minutes
 python -m benchmarks --only mlp --seconds 5
 python -m benchmarks --render               the table and the plot again, without measuring
+
+PyTorch takes gigabytes, and is timed where it has been installed by `leakyforge bench MODEL --peer
+torch` or can be imported.
 """
 
 import datetime
@@ -16,7 +19,9 @@ from typing import Any
 import click
 
 from leakyforge import compile, export
-from leakyforge.runtime.peers import OURS, compare_peers
+from leakyforge.runtime.benchmark import OURS
+from leakyforge.runtime.engines import REFERENCE
+from leakyforge.runtime.peers import compare_peers
 
 DOCS = Path(__file__).parent.parent / "docs"
 EMBEDDING = Path(__file__).parent.parent.parent / "shared" / "models" / "embedding_model.onnx"
@@ -30,6 +35,19 @@ MODELS: dict[str, tuple[str, dict[str, Any], tuple[int, ...]]] = {
     "DCGAN generator": ("dcgan-generator", {}, (2,)),
     "MLP, batch 1": ("mlp", {"batch": 1}, (2,)),
     "MLP, batch 64": ("mlp", {"batch": 64}, (2,)),
+}
+
+# The engines that a model is measured by, and what the row of a model has to reach: the ratio to
+# the reference, and to the best of all three.
+RIVALS = (REFERENCE, "openvino", "mnn")
+BARS: dict[str, tuple[float, float]] = {
+    "YOLOv3-tiny 416": (1.7, 1.4),
+    "RRDBNet, 6 blocks, 64x64": (2.5, 1.2),
+    "HiFi-GAN V2, 64 frames": (1.6, 1.3),
+    "DCGAN discriminator": (1.3, 1.2),
+    "speech embedding": (1.8, 1.15),
+    "MLP, batch 1": (1.1, 1.05),
+    "MLP, batch 64": (1.1, 1.05),
 }
 
 
@@ -72,10 +90,11 @@ def _measure(name: str, model: Path, threads: tuple[int, ...], seconds: float) -
         rows = {}
         for count in threads:
             click.echo(f"{name}, {count} threads", err=True)
-            report = compare_peers(artifact, model, threads=count, seconds=seconds)
+            report = compare_peers(
+                artifact, model, threads=count, seconds=seconds, compile_seconds=compiled
+            )
             rows[f"{name}, {count} thread{'s' if count > 1 else ''}"] = {
                 **report.to_dict(),
-                "compile_seconds": compiled,
                 "date": datetime.date.today().isoformat(),
                 "leakyforge": metadata.version("leakyforge"),
             }
@@ -91,17 +110,21 @@ def markdown(rows: dict[str, Any]) -> str:
     lines = [
         "# Benchmark",
         "",
-        "Written by `python -m benchmarks`; float32, batch 1 unless stated, every engine in a "
-        "process of its own, turns of 30 ms with pauses, medians.",
+        "Written by `python -m benchmarks`; float32, batch 1 unless stated, the same inputs and "
+        "number of threads for every engine, each in a process of its own; outputs compared with "
+        "ONNX Runtime's before any time is taken, then turns of 30 ms with pauses, medians.",
         "A ratio is the engine's time divided by ours: above 1, leakyforge is faster. Only ratios "
         "within a row mean anything on another machine.",
+        f"Best is the least ratio of {', '.join(RIVALS)}; the bars are what a row has to reach "
+        f"against {REFERENCE}, and against the best.",
         "",
-        "| model | " + " | ".join(peers) + " |",
-        "|---|" + "---|" * len(peers),
+        "| model | " + " | ".join(peers) + " | best | bars | reached |",
+        "|---|" + "---|" * (len(peers) + 3),
     ]
     for name, row in rows.items():
         ratios = {each["engine"]: each["ratio"] for each in row["results"]}
         cells = [f"{ratios[peer]:.2f}" if ratios.get(peer) else "-" for peer in peers]
+        cells += bar_cells(name.rpartition(", ")[0], ratios)
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     lines += ["", "![Ratios](benchmark.png)", "", "## Figures", ""]
     lines += [
@@ -132,6 +155,20 @@ def markdown(rows: dict[str, Any]) -> str:
                 f"| {each['load_seconds']:.2f} |"
             )
     return "\n".join(lines) + "\n"
+
+
+def bar_cells(model: str, ratios: dict[str, float | None]) -> list[str]:
+    """Ratio to the best rival, the bars of a model, and whether they are reached."""
+    rivals = [ratio for ratio in map(ratios.get, RIVALS) if ratio is not None]
+    reference = ratios.get(REFERENCE)
+    if reference is None:
+        return ["-", "-", "-"]
+    best = min(rivals)
+    if model not in BARS:
+        return [f"{best:.2f}", "-", "-"]
+    bars = BARS[model]
+    reached = reference >= bars[0] and best >= bars[1]
+    return [f"{best:.2f}", f"{bars[0]:g} / {bars[1]:g}", "yes" if reached else "no"]
 
 
 def plot(rows: dict[str, Any], path: Path) -> None:

@@ -12,6 +12,7 @@ from tvm import relax
 
 from leakyforge.errors import CompileError, LeakyforgeError, ModelError, ShapeError
 from leakyforge.kernels.explain import LayerReport, report_layers
+from leakyforge.kernels.flops import kernel_calls
 from leakyforge.kernels.importer import import_onnx
 from leakyforge.kernels.link import export_library
 from leakyforge.kernels.onnx_model import (
@@ -36,7 +37,7 @@ from leakyforge.runtime.artifact import (
     pack_weights,
     write_artifact,
 )
-from leakyforge.runtime.manifest import Manifest, Variant
+from leakyforge.runtime.manifest import Kernel, Manifest, Variant
 from leakyforge.runtime.record import record_parity
 from leakyforge.runtime.reference import RANGE_PROPERTY, load_reference, one_line, random_feeds
 from leakyforge.runtime.tensors import Array, TensorSpec
@@ -118,7 +119,7 @@ def compile(
     variants: list[Variant] = []
     members: dict[str, bytes] = {}
     for cpu_target in targets:
-        library, weights, module = _build(
+        library, weights, kernels, module = _build(
             imported,
             cpu_target,
             precision == "strict",
@@ -127,7 +128,7 @@ def compile(
             on_decision,
             on_layer,
         )
-        variant, parts = _variant(cpu_target, library, weights)
+        variant, parts = _variant(cpu_target, library, weights, kernels)
         variants.append(variant)
         members |= parts
     on_stage("reference")
@@ -162,7 +163,7 @@ def _unmeasured(target: str, measure: bool) -> str | None:
 
 
 def _variant(
-    target: CpuTarget, library: bytes, weights: list[Array]
+    target: CpuTarget, library: bytes, weights: list[Array], kernels: tuple[Kernel, ...]
 ) -> tuple[Variant, dict[str, bytes]]:
     """Description of a target's code, and the members that hold it."""
     specs, members = pack_weights(weights)
@@ -176,6 +177,7 @@ def _variant(
         library=name,
         library_size=len(library),
         weights=specs,
+        kernels=kernels,
     )
     return variant, {name: library, **members}
 
@@ -194,8 +196,8 @@ def _build(
     on_stage: Callable[[str], None],
     on_decision: Callable[[Decision], None],
     on_layer: Callable[[LayerReport], None],
-) -> tuple[bytes, list[Array], tvm.IRModule]:
-    """Library, weights, and the module before lowering, for its types."""
+) -> tuple[bytes, list[Array], tuple[Kernel, ...], tvm.IRModule]:
+    """Library, weights, calls of its kernels, and the module before lowering, for its types."""
     with _tvm_errors(module):
         on_stage("fuse")
         fused = legalize_and_fuse(
@@ -205,8 +207,10 @@ def _build(
         scheduled, decisions = schedule(fused, target)
         for decision in decisions:
             on_decision(decision)
-        for report in report_layers(fused, decisions):
+        reports = report_layers(fused, decisions)
+        for report in reports:
             on_layer(report)
+        kernels = kernel_calls(fused, reports)
         on_stage("lower")
         hoisted = lower_to_vm(scheduled, target)
         on_stage("build")
@@ -216,7 +220,7 @@ def _build(
         with tempfile.TemporaryDirectory(prefix="leakyforge-") as folder:
             path = Path(folder) / "library.so"
             export_library(executable, path, str(target.tvm.attrs["mtriple"]))
-            return path.read_bytes(), hoisted.weights, fused
+            return path.read_bytes(), hoisted.weights, kernels, fused
 
 
 @contextlib.contextmanager

@@ -48,6 +48,8 @@ _EPILOGUE_CYCLES = 3.0
 # Bytes that all cores together read in a cycle, from memory (6 on Zen 4, 8 on Zen 5, of two cores)
 # and from a shared cache, and up to which size they are taken to lie there.
 _MEMORY_BYTES, _CACHE_BYTES, _SHARED_CACHE = 7.0, 24.0, 16 << 20
+# Attribute of the block: products of the definition for each image, for the profile of a run.
+PRODUCTS = "leakyforge.products"
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,10 @@ class Conv2dConfig:
 
 @dataclass(frozen=True)
 class Conv2dShape:
-    """Sizes of one convolution, channels last; the batch may be symbolic and is not among them."""
+    """Sizes of one convolution, channels last; the batch may be symbolic and is not among them.
+
+    `transposed_products` are those of the transposed convolution whose phases it computes, if any.
+    """
 
     height: int
     width: int
@@ -102,6 +107,15 @@ class Conv2dShape:
     dilation: tuple[int, int]
     padding: tuple[int, int, int, int]
     itemsize: int
+    transposed_products: int | None = None
+
+    @property
+    def products(self) -> int:
+        """Products in the sums of the definition."""
+        if self.transposed_products is not None:
+            return self.transposed_products
+        terms = math.prod(self.kernel) * self.in_channels
+        return self.out_height * self.out_width * self.out_channels * terms
 
     @property
     def out_height(self) -> int:
@@ -275,7 +289,7 @@ def conv2d(
             axis=[i, j, k],
         ),
         name=BLOCK,
-        attrs={CONFIG: asdict(config), **note},
+        attrs={CONFIG: asdict(config), **note, PRODUCTS: shape.products},
     )
     return te.compute(
         (batch, shape.out_height, shape.out_width, shape.out_channels),

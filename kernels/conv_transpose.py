@@ -87,6 +87,8 @@ class TransposedShape:
             (1, 1),
             (top, left, bottom, right),
             self.itemsize,
+            # Every input element meets every element of its kernels.
+            math.prod((self.height, self.width, self.in_channels, self.out_channels, *self.kernel)),
         )
 
     def products(self) -> Conv2dShape:

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import tvm
@@ -44,6 +44,16 @@ class LayerReport:
     reasons: str
     target: str
 
+    @property
+    def name(self) -> str:
+        """The layer in words, after the name of its output."""
+        return self.layer if self.output is None else f"{self.output}: {self.layer}"
+
+    @property
+    def algorithm(self) -> str | None:
+        """The algorithm of a convolution or product, else the rule."""
+        return self.rule if self.choice is None else self.choice.algorithm
+
 
 def report_layers(module: tvm.IRModule, decisions: Iterable[Decision]) -> list[LayerReport]:
     """A report for each call of a kernel in `main`.
@@ -61,13 +71,16 @@ def report_layers(module: tvm.IRModule, decisions: Iterable[Decision]) -> list[L
     ]
 
 
-def _kernel_calls(module: tvm.IRModule) -> Iterator[relax.Call]:
-    """Calls of TensorIR functions in `main`, in order."""
-    for block in module["main"].body.blocks:
-        for binding in block.bindings:
-            value = getattr(binding, "value", None)
-            if getattr(getattr(value, "op", None), "name", "") == "relax.call_tir":
-                yield value
+def _kernel_calls(module: tvm.IRModule) -> list[relax.Call]:
+    """Calls of TensorIR functions in `main` and in its branches, in order."""
+    calls: list[relax.Call] = []
+
+    def visit(expression: relax.Expr) -> None:
+        if getattr(getattr(expression, "op", None), "name", "") == "relax.call_tir":
+            calls.append(expression)
+
+    relax.analysis.post_order_visit(module["main"].body, visit)
+    return calls
 
 
 def _report(

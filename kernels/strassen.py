@@ -27,6 +27,7 @@ import numpy.typing as npt
 from tvm import ir, s_tir, te
 
 from leakyforge.kernels.conv2d import (
+    PRODUCTS,
     Conv2dConfig,
     Conv2dShape,
     bound_by_weights,
@@ -176,7 +177,8 @@ def strassen(
         (rows, 7, tiles, channels),
         lambda m, g, t, c: te.sum(sums[m, g, k] * packed[g, t, k, c], axis=[k]),
         name=BLOCK,
-        attrs={CONFIG: asdict(config), **note},
+        # Of the definition, for each of the rows above.
+        attrs={CONFIG: asdict(config), **note, PRODUCTS: 8 * inner * tiles * channels},
     )
     quarters = te.compute(
         (2, 2, rows, tiles, channels),

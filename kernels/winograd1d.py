@@ -32,6 +32,7 @@ import numpy.typing as npt
 from tvm import ir, s_tir, te, tirx
 
 from leakyforge.kernels.conv2d import (
+    PRODUCTS,
     Conv2dConfig,
     Conv2dShape,
     bound_by_weights,
@@ -267,7 +268,7 @@ def winograd1d(
             axis=[s, k],
         ),
         name=BLOCK,
-        attrs={CONFIG: asdict(config), **note},
+        attrs={CONFIG: asdict(config), **note, PRODUCTS: shape.products},
     )
     output = te.compute(
         (m, batch, lines, phases, tiles, shape.out_channels),

@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -229,8 +230,11 @@ def run(
 @threads_option
 @variant_option
 @click.option("--seconds", type=float, default=5.0, show_default=True, help="Time to measure.")
+@click.option("--profile", "profiles", is_flag=True, help="Time each kernel of a run instead.")
 @click.option("--peers", is_flag=True,
-              help="Beside every engine; installs those that are absent.")  # fmt: skip
+              help="Beside other engines; installs those that are absent and small.")  # fmt: skip
+@click.option("--peer", "names", multiple=True,
+              help="Beside this engine, installed whatever its size; may be repeated.")  # fmt: skip
 @json_option
 @common_options
 def bench(
@@ -241,11 +245,13 @@ def bench(
     threads: int | None,
     variant: str | None,
     seconds: float,
+    profiles: bool,
     peers: bool,
+    names: tuple[str, ...],
     as_json: bool,
     quiet: bool,
 ) -> None:
-    """Time an ONNX file or an artifact beside ONNX Runtime, or beside more engines.
+    """Time an ONNX file or an artifact beside ONNX Runtime or more engines, or each kernel.
 
     \b
     Example:
@@ -253,22 +259,35 @@ def bench(
     """
     import tempfile
 
-    from leakyforge.render import print_bench, print_peers
+    from leakyforge.render import print_bench, print_peers, print_profile
     from leakyforge.runtime import bench as run_bench
+    from leakyforge.runtime import profile
     from leakyforge.runtime.artifact import is_artifact
     from leakyforge.runtime.peers import compare_peers
 
+    peers = peers or bool(names)
+    if peers and profiles:
+        raise click.UsageError("--profile times no other engine; leave out --peers and --peer")
     if peers and variant is not None:
         raise click.UsageError("--peers times the variant that this CPU loads; leave out --variant")
     with tempfile.TemporaryDirectory(prefix="leakyforge-") as folder:
-        artifact = model
+        artifact, compile_seconds = model, None
         if not is_artifact(model):
+            start = time.perf_counter()
             artifact = _compile(model, Path(folder) / "model.lfa", target, dict(shapes), quiet)
+            compile_seconds = time.perf_counter() - start
             onnx = model if onnx is None else onnx
         with _status(f"time {model.name}", quiet):
             if peers:
-                beside = compare_peers(artifact, onnx, threads=threads, seconds=seconds)
+                beside = compare_peers(
+                    artifact, onnx, threads=threads, seconds=seconds, names=names,
+                    compile_seconds=compile_seconds,
+                )  # fmt: skip
                 _show(beside, print_peers, as_json, quiet)
+                return
+            if profiles:
+                calls = profile(artifact, threads=threads, seconds=seconds, variant=variant)
+                _show(calls, print_profile, as_json, quiet)
                 return
             report = run_bench(artifact, onnx, threads=threads, seconds=seconds, variant=variant)
     _show(report, print_bench, as_json, quiet)

@@ -54,6 +54,10 @@ class ExecutionError(LeakyforgeError):
     """Compiled code fails on inputs that fit the declared shapes."""
 
 
+class EngineError(LeakyforgeError):
+    """Another engine cannot be had, does not run the model, or its process ended."""
+
+
 class ArtifactError(LeakyforgeError):
     """Base of the errors about an artifact file."""
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from leakyforge.exporter.inspect import OnnxSummary
     from leakyforge.kernels import LayerReport
-    from leakyforge.runtime import BenchReport, Manifest, ParityReport
+    from leakyforge.runtime import BenchReport, Manifest, ParityReport, ProfileReport
     from leakyforge.runtime.doctor import Finding
     from leakyforge.runtime.manifest import ParityRecord
     from leakyforge.runtime.peers import PeerResult, PeersReport
@@ -90,9 +90,12 @@ def _parity_table(report: "ParityReport", variant: str) -> Table:
 
 def print_peers(report: "PeersReport") -> None:
     """Every engine's latency, error, share of the roofline, memory and time to load."""
+    compiled = (
+        "" if report.compile_seconds is None else f", compiled in {report.compile_seconds:.1f} s"
+    )
     table = _table(
         f"{report.model}: {report.threads} threads on {report.cpu}, "
-        f"{report.flops / 1e9:.3g} GFLOP, peak {report.peak_gflops:.0f} GFLOP/s",
+        f"{report.flops / 1e9:.3g} GFLOP, peak {report.peak_gflops:.0f} GFLOP/s{compiled}",
         "engine", "median ms", "p10", "p90", "speed against it", "error", "roofline", "memory MB",
         "load s",
         numbers=range(1, 9),
@@ -118,6 +121,48 @@ def peer_cells(row: "PeerResult") -> list[str]:
         f"{row.memory_mb:.0f}",
         f"{row.load_seconds:.2f}",
     ]
+
+
+def print_profile(report: "ProfileReport") -> None:
+    """A row for each call of a kernel, then all of them, and what is between them."""
+    table = _table(
+        f"{report.model}, variant {report.variant}: {report.threads} threads on {report.cpu}, "
+        f"{report.runs} runs, peak {report.peak_gflops:.0f} GFLOP/s, "
+        f"copy {report.copy_gb_per_second:.0f} GB/s",
+        "layer", "algorithm", "kernel", "ms", "share", "GFLOP", "computed", "GFLOP/s",
+        "of peak", "MB", "GB/s", "bound by",
+        numbers=range(3, 11),
+    )  # fmt: skip
+    for row in report.kernels:
+        products = ["-"] * 4
+        if row.flops > 0:
+            products = [
+                f"{row.flops / 1e9:.3g}",
+                f"{row.computed / 1e9:.3g}",
+                f"{row.gflops_per_second:.0f}",
+                f"{row.peak_share:.2f}",
+            ]
+        table.add_row(
+            row.layer,
+            row.algorithm or "-",
+            row.kernel,
+            f"{row.median_ms:.4f}",
+            f"{row.share:.1%}",
+            *products,
+            f"{row.bytes_moved / 1e6:.3g}",
+            f"{row.gb_per_second:.1f}",
+            row.bound,
+        )
+    table.add_section()
+    table.add_row(
+        "all kernels", "", "", f"{report.kernels_ms:.4f}",
+        f"{report.kernels_ms / report.run_ms:.1%}", f"{report.flops / 1e9:.3g}",
+        f"{report.computed / 1e9:.3g}", "", "", f"{report.bytes_moved / 1e6:.3g}",
+    )  # fmt: skip
+    between = f"{report.between_ms / report.run_ms:.1%}"
+    table.add_row("between them", "", "", f"{report.between_ms:.4f}", between)
+    table.add_row("a run", "", "", f"{report.run_ms:.4f}", "100.0%")
+    stdout().print(table)
 
 
 def print_bench(report: "BenchReport") -> None:

@@ -146,6 +146,7 @@ def _turn(call: Callable[[], Any], seconds: float) -> list[float]:
 
 def _latency(engine: str, times: list[float], ours: float) -> Latency:
     """Summary of one engine's times."""
-    deciles = statistics.quantiles(times, n=10)
+    # Of few calls, the other method gives times that are below the least, and even below 0.
+    deciles = statistics.quantiles(times, n=10, method="inclusive")
     median = statistics.median(times)
     return Latency(engine, median * 1e3, deciles[0] * 1e3, deciles[-1] * 1e3, median / ours)

@@ -9,13 +9,17 @@ calls that were made in the counted seconds, and after the end of the input the 
 """
 
 import contextlib
+import importlib.util
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +28,9 @@ import numpy as np
 Feeds = dict[str, Any]
 # A call that runs the model once, and the engine's version.
 Engine = tuple[Callable[[], list[Any]], str]
+
+# What `copy` copies in a call: more than caches hold.
+COPY_BYTES = 128 << 20
 
 
 def leakyforge(model: str, feeds: Feeds, threads: int) -> Engine:
@@ -99,6 +106,63 @@ def mnn(model: str, feeds: Feeds, threads: int) -> Engine:
     return run, MNN.version()
 
 
+def ncnn(model: str, feeds: Feeds, threads: int) -> Engine:
+    """Tencent's ncnn on the CPU, float32, after its own converter pnnx."""
+    import ncnn as engine
+
+    net = engine.Net()
+    net.opt.num_threads = threads
+    net.opt.use_fp16_packed = net.opt.use_fp16_storage = net.opt.use_fp16_arithmetic = False
+    net.opt.use_bf16_storage = False
+    with tempfile.TemporaryDirectory() as folder:
+        script = _pnnx(model, feeds, folder)
+        if net.load_param(f"{folder}/model.ncnn.param") or net.load_model(
+            f"{folder}/model.ncnn.bin"
+        ):
+            raise RuntimeError("ncnn lacks a layer for an operator of the model")
+    # pnnx's example of use says which axis of each input and output ncnn takes as the batch.
+    axes = [int(axis) for axis in re.findall(r"batch_index=(\d+)", script)]
+    inputs = [
+        engine.Mat(np.ascontiguousarray(array), batch_index=axis).clone()
+        for array, axis in zip(feeds.values(), axes, strict=False)
+    ]
+
+    def run() -> list[Any]:
+        extractor = net.create_extractor()
+        for index, matrix in enumerate(inputs):
+            extractor.input(f"in{index}", matrix)
+        outputs = []
+        for index, axis in enumerate(axes[len(inputs) :]):
+            status, matrix = extractor.extract(f"out{index}")
+            if status != 0:
+                raise RuntimeError(f"ncnn does not compute output {index}: status {status}")
+            outputs.append(np.array(matrix.numpy(batch_index=axis)))
+        return outputs
+
+    return run, engine.__version__
+
+
+def _pnnx(model: str, feeds: Feeds, folder: str) -> str:
+    """Convert a model to ncnn's files in a folder; the text of the example that comes with them."""
+    package = importlib.util.find_spec("pnnx")
+    assert package is not None
+    assert package.origin is not None
+    # Writes beside the model, and float16 weights unless told otherwise. The Python package around
+    # the program imports torch.
+    shutil.copy(model, f"{folder}/model.onnx")
+    shapes = [
+        f"[{','.join(map(str, array.shape))}]{array.dtype.kind}{8 * array.dtype.itemsize}"
+        for array in feeds.values()
+    ]
+    command = [str(Path(package.origin).with_name("pnnx")), "model.onnx", "fp16=0"]
+    command.append(f"inputshape={','.join(shapes)}")
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    script = Path(folder) / "model_ncnn.py"
+    if not script.is_file():
+        raise RuntimeError(f"pnnx: {(done.stdout + done.stderr).strip()[-200:]}")
+    return script.read_text()
+
+
 def _torch(model: str, feeds: Feeds, threads: int, compiles: bool) -> Engine:
     import onnx2torch
     import torch
@@ -133,14 +197,30 @@ def peak(_model: str, feeds: Feeds, _threads: int) -> Engine:
     return lambda: [left @ right], np.__version__
 
 
+def copy(_model: str, _feeds: Feeds, threads: int) -> Engine:
+    """Not an engine: a copy of memory, whose speed is the machine's bandwidth."""
+    source = np.ones((threads, COPY_BYTES // 8 // threads))
+    target = np.zeros_like(source)
+    pool = ThreadPoolExecutor(threads)
+
+    def run() -> list[Any]:
+        # numpy copies without holding the interpreter's lock.
+        list(pool.map(np.copyto, target, source))
+        return []
+
+    return run, np.__version__
+
+
 ENGINES = {
     "leakyforge": leakyforge,
     "onnxruntime": onnxruntime,
     "openvino": openvino,
     "mnn": mnn,
+    "ncnn": ncnn,
     "torch": torch_eager,
     "torch.compile": torch_compile,
     "peak": peak,
+    "copy": copy,
 }
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from leakyforge.runtime.tensors import TensorSpec, numpy_dtype
 
-FORMAT = 2
+FORMAT = 3
 
 
 @dataclass(frozen=True)
@@ -69,6 +69,26 @@ class ParityRecord:
 
 
 @dataclass(frozen=True)
+class Kernel:
+    """One call of a kernel.
+
+    Attributes:
+        name: of the function in the library.
+        layer: what it computes, in words, with the name of the output where that is known.
+        algorithm: of a convolution or product with its sizes, else the rule that scheduled it; None
+            where its loops were left as they were.
+        flops: floating-point operations of its convolutions and products by their definition.
+        computed: of the same by the algorithm: of whole tiles, or of Winograd's products.
+    """
+
+    name: str
+    layer: str
+    algorithm: str | None
+    flops: int
+    computed: int
+
+
+@dataclass(frozen=True)
 class Variant:
     """The code of a model for one kind of CPU.
 
@@ -81,6 +101,8 @@ class Variant:
         library: the member that holds the compiled kernels.
         library_size: its size in bytes.
         weights: in the order of the parameters after the inputs.
+        kernels: the calls of a run in their order; those of every branch, and some that the
+            virtual machine does without.
         parity: its comparison with the reference.
     """
 
@@ -92,6 +114,7 @@ class Variant:
     library: str
     library_size: int
     weights: tuple[WeightSpec, ...]
+    kernels: tuple[Kernel, ...]
     parity: ParityRecord = ParityRecord()
 
     @property
@@ -162,6 +185,7 @@ def _variant(entry: dict[str, Any]) -> Variant:
     record["outputs"] = tuple(OutputRecord(**output) for output in record["outputs"])
     entry = _tuples(entry, "features", "tuning_records")
     entry["weights"] = tuple(WeightSpec(**_tuples(spec, "shape")) for spec in entry["weights"])
+    entry["kernels"] = tuple(Kernel(**kernel) for kernel in entry["kernels"])
     return Variant(**{**entry, "parity": ParityRecord(**record)})
 
 

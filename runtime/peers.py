@@ -1,50 +1,29 @@
-"""Latency beside every other engine: a process for each, interleaved turns, outputs compared.
+"""Latency beside every other engine: interleaved turns, the same inputs, outputs compared first."""
 
-Each engine has a process of its own, so that its memory can be measured and its dependencies may
-clash with ours: what does not import here runs in a virtual environment under the user's cache.
-"""
-
-import importlib.util
-import json
-import os
+import contextlib
 import statistics
-import subprocess
 import sys
 import tempfile
-import time
-import venv
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from leakyforge.errors import InputError
-from leakyforge.runtime import cpu, engine_worker
+from leakyforge.errors import EngineError, InputError
+from leakyforge.runtime import cpu, engines
 from leakyforge.runtime.artifact import read_artifact
-from leakyforge.runtime.benchmark import TURN_SECONDS, WARM_SECONDS, smallest
+from leakyforge.runtime.benchmark import OURS, smallest
+from leakyforge.runtime.engines import REFERENCE, Worker, interleave, interpreter, peak_worker
 from leakyforge.runtime.parity import find_onnx
 from leakyforge.runtime.reference import random_feeds
 from leakyforge.runtime.tensors import Array
-from leakyforge.runtime.threads import usable_cores
+from leakyforge.runtime.threads import check_threads, usable_cores
 
-OURS, REFERENCE = "leakyforge", "onnxruntime"
-# Modules that have to import, and what pip installs where they do not.
-PEERS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    REFERENCE: (("onnxruntime",), ()),
-    "openvino": (("openvino",), ("openvino>=2025.0", "numpy")),
-    # Pins a protobuf that onnx does not take.
-    "mnn": (("MNN",), ("MNN>=3.5", "numpy")),
-    # Not installed by us: the index's own torch brings gigabytes of CUDA libraries.
-    "torch": (("torch", "torchvision", "onnx2torch"), ()),
-    "torch.compile": (("torch", "torchvision", "onnx2torch"), ()),
-}
 # An engine that is farther off computes something else.
 LARGEST_ERROR = 1e-2
-_PEAK_SIZE = 1536
-# After 50 ms, threads of some engines were still spinning and took the CPU from the next one.
-_PAUSE_SECONDS = 0.2
+_PEAK = "peak"
 
 
 @dataclass(frozen=True)
@@ -89,6 +68,7 @@ class PeersReport:
         threads: of every engine.
         flops: floating-point operations of convolutions and products in the model's definition.
         peak_gflops: speed of a product of matrices by numpy's BLAS in the same run.
+        compile_seconds: what compiling the artifact took, None where it was there before.
         results: ours first.
     """
 
@@ -97,6 +77,7 @@ class PeersReport:
     threads: int
     flops: int
     peak_gflops: float
+    compile_seconds: float | None
     results: tuple[PeerResult, ...]
 
     def to_dict(self) -> dict[str, Any]:
@@ -110,190 +91,151 @@ def compare_peers(
     *,
     threads: int | None = None,
     seconds: float = 10.0,
+    names: Sequence[str] = (),
+    compile_seconds: float | None = None,
     on_engine: Callable[[str], None] = lambda _engine: None,
 ) -> PeersReport:
-    """Time an artifact beside every engine of `PEERS` that can be had.
+    """Time an artifact beside other engines.
+
+    Outputs are compared with ONNX Runtime's before any time is taken.
 
     Args:
         artifact: the artifact's path.
         onnx: the ONNX file that it was compiled from, found as in `check`.
         threads: of every engine; by default the physical cores that this process may use.
         seconds: how long to measure all engines together.
+        names: engines of `engines.PEERS` to time beside ONNX Runtime, installed where they are
+            absent; by default all, of which those that take gigabytes are not installed.
+        compile_seconds: for the report.
         on_engine: called with the name of each engine before it is installed and loaded.
 
     Raises:
         ArtifactError: the artifact cannot be loaded here.
         ModelError: the ONNX file is absent or another one.
-        InputError: `seconds` is not positive.
+        InputError: `seconds` is not positive, a name is unknown, or there are too many threads.
+        EngineError: leakyforge or ONNX Runtime does not run the model, or a process ended.
     """
     if not seconds > 0:
         raise InputError(f"seconds={seconds}, but a benchmark needs a positive time")
     count = usable_cores() if threads is None else threads
+    check_threads(count)
+    others = _others(names)
     loaded = read_artifact(artifact)
     manifest = loaded.manifest
     proto = find_onnx(manifest, loaded.path, onnx)
     feeds = random_feeds(manifest.inputs, 0, smallest(manifest.inputs))
-    with tempfile.TemporaryDirectory(prefix="leakyforge-") as name:
+    outputs = [spec.name for spec in manifest.outputs]
+    workers: dict[str, Worker] = {}
+    errors: dict[str, float] = {}
+    reasons: dict[str, str] = {}
+    with tempfile.TemporaryDirectory(prefix="leakyforge-") as name, contextlib.ExitStack() as stack:
         folder = Path(name)
         model = folder / "model.onnx"
         model.write_bytes(proto.SerializeToString())
-        outputs = [spec.name for spec in manifest.outputs]
-        workers: dict[str, Worker] = {}
-        reasons: dict[str, str] = {}
-        for engine in (OURS, *PEERS):
+
+        def start(engine: str, python: str, source: Path) -> Worker:
+            worker = Worker(engine, python, source, feeds, outputs, count, folder)
+            return stack.enter_context(worker)
+
+        def load(engine: str) -> Worker:
             on_engine(engine)
-            source = Path(artifact) if engine == OURS else model
+            python = interpreter(engines.PEERS[engine], installs_large=engine in names)
+            return start(engine, python, model)
+
+        # These two first: without them the others need not be installed or loaded.
+        on_engine(OURS)
+        with _needed(OURS):
+            workers[OURS] = start(OURS, sys.executable, Path(artifact))
+        with _needed(REFERENCE):
+            workers[REFERENCE] = load(REFERENCE)
+        desired = workers[REFERENCE].outputs
+        errors[REFERENCE] = 0.0
+        with _needed(OURS):
+            errors[OURS] = checked_error(workers[OURS].outputs, desired)
+        for engine in others:
             try:
-                workers[engine] = Worker(engine, source, feeds, outputs, count, folder)
+                worker = load(engine)
+                errors[engine] = checked_error(worker.outputs, desired)
+                workers[engine] = worker
             except EngineError as error:
                 reasons[engine] = str(error)
-        square = np.ones((_PEAK_SIZE, _PEAK_SIZE), np.float32)
-        sides = {"left": square, "right": square}
-        workers["peak"] = Worker("peak", model, sides, [], count, folder)
-        errors = _errors(workers, reasons)
-        samples = interleave(workers, seconds)
+        turns = {**workers, _PEAK: stack.enter_context(peak_worker(count, folder))}
+        samples = interleave(turns, seconds)
         memory = {engine: worker.close() for engine, worker in workers.items()}
-    peak = 2 * _PEAK_SIZE**3 / min(samples.pop("peak")) / 1e9
+    peak = engines.peak_gflops(samples[_PEAK])
     flops = model_flops(proto)
-    if OURS not in samples:
-        raise InputError(f"leakyforge did not run: {reasons[OURS]}")
     ours = statistics.median(samples[OURS])
-    results = []
-    for engine in (OURS, *PEERS):
-        if engine in reasons:
-            results.append(PeerResult(engine, reason=reasons[engine]))
-            continue
-        times = samples[engine]
-        deciles = statistics.quantiles(times, n=10)
-        median = statistics.median(times)
-        results.append(
-            PeerResult(
-                engine,
-                workers[engine].version,
-                median * 1e3,
-                deciles[0] * 1e3,
-                deciles[-1] * 1e3,
-                median / ours,
-                errors[engine],
-                flops / median / 1e9 / peak,
-                workers[engine].load_seconds,
-                memory[engine],
-            )
+    results = [
+        PeerResult(engine, reason=reasons[engine])
+        if engine in reasons
+        else _timed(
+            workers[engine], samples[engine], ours, errors[engine], memory[engine],
+            flops / peak / 1e9,
         )
-    return PeersReport(manifest.model, cpu.model_name(), count, flops, peak, tuple(results))
+        for engine in (OURS, REFERENCE, *others)
+    ]  # fmt: skip
+    return PeersReport(
+        manifest.model, cpu.model_name(), count, flops, peak, compile_seconds, tuple(results)
+    )
 
 
-class EngineError(Exception):
-    """An engine cannot be had or cannot run the model; the text says why."""
+def _timed(
+    worker: Worker,
+    times: Sequence[float],
+    ours: float,
+    error: float,
+    memory_mb: float,
+    peak_seconds: float,
+) -> PeerResult:
+    """Figures of an engine, beside our median and the model's time at the peak."""
+    # Of few calls, the other method gives times that are below the least, and even below 0.
+    deciles = statistics.quantiles(times, n=10, method="inclusive")
+    median = statistics.median(times)
+    return PeerResult(
+        worker.engine,
+        worker.version,
+        median * 1e3,
+        deciles[0] * 1e3,
+        deciles[-1] * 1e3,
+        median / ours,
+        error,
+        peak_seconds / median,
+        worker.load_seconds,
+        memory_mb,
+    )
 
 
-class Worker:
-    """An engine in a process of its own; see `engine_worker`.
-
-    Raises:
-        EngineError: it cannot be installed, or does not load the model.
-    """
-
-    def __init__(
-        self,
-        engine: str,
-        model: Path,
-        feeds: Mapping[str, Array],
-        outputs: Sequence[str],
-        threads: int,
-        folder: Path,
-    ) -> None:
-        inputs, results = folder / f"{engine}-inputs.npz", folder / f"{engine}-outputs.npz"
-        arrays: Any = dict(feeds)
-        np.savez(inputs, **arrays)
-        script = str(Path(engine_worker.__file__))
-        environment = {
-            **os.environ,
-            "OPENBLAS_NUM_THREADS": str(threads),
-            "LEAKYFORGE_OUTPUTS": json.dumps(list(outputs)),
-        }
-        # Ours has to import leakyforge, from the source tree too.
-        root = str(Path(engine_worker.__file__).parent.parent)
-        if (Path(root) / "leakyforge").is_dir():
-            environment["PYTHONPATH"] = root
-        self.process = subprocess.Popen(
-            [interpreter(engine), script, engine, str(model), str(inputs), str(results),
-             str(threads)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
-            env=environment,
-        )  # fmt: skip
-        answer = self._answer()
-        if "error" in answer:
-            self.process.wait()
-            raise EngineError(answer["error"])
-        self.version: str = answer["version"]
-        self.load_seconds: float = answer["load_seconds"]
-        with np.load(results, allow_pickle=False) as archive:
-            self.outputs: list[Array] = [archive[str(index)] for index in range(len(archive.files))]
-
-    def turn(self, warm: float, counted: float) -> list[float]:
-        """Seconds of the calls of one turn."""
-        assert self.process.stdin is not None
-        self.process.stdin.write(json.dumps([warm, counted]) + "\n")
-        self.process.stdin.flush()
-        times: list[float] = self._answer()
-        return times
-
-    def close(self) -> float:
-        """End the process; MB of memory that the engine added."""
-        assert self.process.stdin is not None
-        self.process.stdin.close()
-        answer = self._answer()
-        self.process.wait()
-        return float(answer["added_kib"]) / 1024
-
-    def _answer(self) -> Any:
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        if not line:
-            raise EngineError(f"its process ended with status {self.process.wait()}")
-        return json.loads(line)
-
-
-def interpreter(engine: str) -> str:
-    """The Python that runs an engine: this one, or that of an environment made for it.
+def _others(names: Sequence[str]) -> list[str]:
+    """The engines to time beside ONNX Runtime, in the order of the table.
 
     Raises:
-        EngineError: the engine cannot be installed.
+        InputError: a name is unknown.
     """
-    modules, requirements = PEERS.get(engine, ((), ()))
-    if all(importlib.util.find_spec(module) is not None for module in modules):
-        return sys.executable
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "leakyforge/peers"
-    folder = cache / engine
-    python = folder / "bin" / "python"
-    ready = folder / "ready"
-    if ready.is_file():
-        return str(python)
-    if not requirements:
-        raise EngineError(f"{', '.join(modules)}: not all of these can be imported")
-    venv.create(folder, with_pip=True)
-    command = [str(python), "-m", "pip", "install", "--quiet", *requirements]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        lines = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
-        raise EngineError(f"pip install {' '.join(requirements)}: {(lines or ['failed'])[-1]}")
-    ready.touch()
-    return str(python)
+    for name in names:
+        if name not in engines.PEERS:
+            raise InputError(f"unknown engine {name!r}; give one of: {', '.join(engines.PEERS)}")
+    return [name for name in engines.PEERS if name != REFERENCE and (not names or name in names)]
 
 
-def _errors(workers: dict[str, Worker], reasons: dict[str, str]) -> dict[str, float]:
-    """Each engine's error; those that compute something else are ended, with the reason."""
-    if REFERENCE not in workers:
-        raise InputError(f"ONNX Runtime does not run the model: {reasons[REFERENCE]}")
-    desired = workers[REFERENCE].outputs
-    errors = {}
-    for engine in [name for name in workers if name != "peak"]:
-        errors[engine] = output_error(workers[engine].outputs, desired)
-        if not errors[engine] <= LARGEST_ERROR:
-            reasons[engine] = f"its outputs differ: {errors[engine]:.1e} of the range"
-            workers.pop(engine).close()
-    return errors
+@contextlib.contextmanager
+def _needed(engine: str) -> Iterator[None]:
+    """Say which engine it is that nothing can be measured without."""
+    try:
+        yield
+    except EngineError as error:
+        raise EngineError(f"{engine} does not run the model: {error}") from error
+
+
+def checked_error(actual: Sequence[Array], desired: Sequence[Array]) -> float:
+    """An engine's error.
+
+    Raises:
+        EngineError: it computes something else.
+    """
+    error = output_error(actual, desired)
+    if not error <= LARGEST_ERROR:
+        raise EngineError(f"its outputs differ: {error:.1e} of the range")
+    return error
 
 
 def output_error(actual: Sequence[Array], desired: Sequence[Array]) -> float:
@@ -307,22 +249,6 @@ def output_error(actual: Sequence[Array], desired: Sequence[Array]) -> float:
         share = float(difference.max(initial=0.0)) / (extent or 1.0)
         shares.append(share if np.isfinite(share) else float("inf"))
     return max(shares)
-
-
-def interleave(workers: Mapping[str, Any], seconds: float) -> dict[str, list[float]]:
-    """Seconds of each call, the engines in turn, until the time is up; three turns at least.
-
-    Before a turn there is a pause, in which the threads of the engine before it stop spinning.
-    """
-    samples: dict[str, list[float]] = {engine: [] for engine in workers}
-    deadline = time.perf_counter() + seconds
-    turns = 0
-    while time.perf_counter() < deadline or turns < 3:
-        for engine, worker in workers.items():
-            time.sleep(_PAUSE_SECONDS)
-            samples[engine] += worker.turn(WARM_SECONDS, TURN_SECONDS)
-        turns += 1
-    return samples
 
 
 def model_flops(proto: Any) -> int:

@@ -1,7 +1,7 @@
 """Running an artifact, with ONNX Runtime's calling conventions."""
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +125,15 @@ class Session:
                 raise InputError(
                     f"the model has no output {name!r}; its outputs: {', '.join(self._names)}"
                 )
+
+    def instrument(self, hook: Callable[..., None] | None) -> None:
+        """Have a hook called around every function that a run calls; None takes it away.
+
+        It is given the function, its name, whether it is about to run, its result (None before),
+        and its arguments.
+        """
+        with self._lock:
+            self._machine["set_instrument"](hook)
 
     def _stage(self, name: str, array: Array) -> tuple[Array, Any]:
         """The array and a tensor over it, or over an aligned copy, whose memory is kept."""

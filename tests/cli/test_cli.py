@@ -338,10 +338,11 @@ class TestJson:
         assert {row["engine"] for row in report["startups"]} == {"leakyforge", "onnxruntime"}
 
     def test_bench_beside_peers(self, invoke, fails, conv, monkeypatch):
-        from leakyforge.runtime import peers
+        from leakyforge.runtime import engines
 
-        known = {"onnxruntime": peers.PEERS["onnxruntime"], "absent": (("no_such_module",), ())}
-        monkeypatch.setattr(peers, "PEERS", known)
+        absent = engines.Peer(("no_such_module",))
+        known = {"onnxruntime": engines.PEERS["onnxruntime"], "absent": absent}
+        monkeypatch.setattr(engines, "PEERS", known)
         arguments = ("bench", conv, "--peers", "--seconds", "0.1", "--threads", "1")
         status, out, err = invoke(*arguments, "--json")
         assert (status, err) == (0, "")
@@ -350,8 +351,31 @@ class TestJson:
         out = invoke(*arguments)[1]
         assert "not timed: no_such_module" in out
         assert "1.00 x" in out
+        assert "compiled in" not in out
         assert "leave out --variant" in fails(*arguments, "--variant", "x86-64")
         assert "threads=4096" in fails("bench", conv, "--peers", "--threads", "4096")
+        # Named engines alone, and an ONNX file, which is compiled first.
+        onnx_file = conv.with_suffix(".onnx")
+        named = ("--peer", "onnxruntime", "--seconds", "0.1", "--threads", "1")
+        status, out, err = invoke("bench", onnx_file, *named, "--json")
+        assert (status, err) == (0, "")
+        report = json.loads(out)
+        assert [row["engine"] for row in report["results"]] == ["leakyforge", "onnxruntime"]
+        assert report["compile_seconds"] > 0
+        assert "unknown engine 'x'" in fails("bench", conv, "--peer", "x")
+
+    def test_profile(self, invoke, fails, conv):
+        arguments = ("bench", conv, "--profile", "--seconds", "0.1", "--threads", "1")
+        status, out, err = invoke(*arguments, "--json")
+        assert (status, err) == (0, "")
+        report = json.loads(out)
+        names = [row["kernel"] for row in report["kernels"]]
+        assert any("conv2d" in name for name in names)
+        # One convolution of 2 to 3 channels.
+        assert report["flops"] == 2 * 3 * 7 * 5 * 2 * 9
+        out = invoke(*arguments)[1]
+        assert all(word in out for word in ("all kernels", "between them", "GB/s", "of peak"))
+        assert "leave out --peers" in fails(*arguments, "--peer", "mnn")
 
 
 class TestRun:

@@ -4,6 +4,8 @@ import importlib.util
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parent.parent.parent
 RESULT = {
     "engine": "leakyforge", "version": "0.1", "median_ms": 2.0, "p10_ms": 1.5, "p90_ms": 2.5,
@@ -34,11 +36,34 @@ def load():
 
 def test_table_shows_ratios_and_reasons():
     text = load().markdown(ROWS)
-    assert "| model | other | absent |" in text
-    assert "| model, 2 threads | 2.50 | - |" in text
+    assert "| model | other | absent | best | bars | reached |" in text
+    assert "| model, 2 threads | 2.50 | - | - | - | - |" in text
     assert "| other 0.1 | 5.000 | 1.500 | 2.500 | 2.50 | 1.0e-06 | 1.25 | 20 | 0.50 |" in text
     assert "| absent | not timed: not there |" in text
     assert "3 GFLOP, peak 250 GFLOP/s; compiled in 7.0 s" in text
+
+
+@pytest.mark.parametrize(
+    ("model", "ratios", "cells"),
+    [
+        ("MLP, batch 1", (1.1, 1.05, 2.0), ["1.05", "1.1 / 1.05", "yes"]),
+        ("MLP, batch 1", (1.09, 1.2, 2.0), ["1.09", "1.1 / 1.05", "no"]),
+        ("MLP, batch 1", (1.2, 1.04, 2.0), ["1.04", "1.1 / 1.05", "no"]),
+        ("MLP, batch 1", (1.2, None, 1.3), ["1.20", "1.1 / 1.05", "yes"]),
+        ("MLP, batch 1", (None, 1.2, 1.3), ["-", "-", "-"]),
+        ("DCGAN generator", (1.2, 1.1, 2.0), ["1.10", "-", "-"]),
+    ],
+)
+def test_bars(model, ratios, cells):
+    bench = load()
+    engines = dict(zip(bench.RIVALS, ratios, strict=True))
+    # No rival, and so not among the best.
+    assert bench.bar_cells(model, {**engines, "torch": 0.5}) == cells
+
+
+def test_bars_are_those_of_models_in_the_table():
+    bench = load()
+    assert bench.BARS.keys() <= {*bench.MODELS, "speech embedding"}
 
 
 def test_committed_table_is_that_of_the_committed_figures():

@@ -1,21 +1,45 @@
-"""Benchmark beside other engines: processes, turns, errors, and what could not be timed."""
+"""Benchmark beside other engines: the report, errors, and what could not be timed."""
 
 import math
 
 import numpy as np
 import pytest
 
-from leakyforge.errors import InputError
+from leakyforge.errors import EngineError, InputError
 from leakyforge.models import build
-from leakyforge.runtime import peers
-from leakyforge.runtime.peers import compare_peers, interleave, model_flops, output_error
+from leakyforge.runtime import engines, peers
+from leakyforge.runtime.engines import Peer, Worker
+from leakyforge.runtime.peers import compare_peers, model_flops, output_error
 
 
 @pytest.fixture
 def only_onnxruntime(monkeypatch):
     """No engine but ONNX Runtime, and one that cannot be had."""
-    absent = {"absent": (("no_such_module",), ())}
-    monkeypatch.setattr(peers, "PEERS", {"onnxruntime": peers.PEERS["onnxruntime"], **absent})
+    known = {"onnxruntime": engines.PEERS["onnxruntime"], "absent": Peer(("no_such_module",))}
+    monkeypatch.setattr(engines, "PEERS", known)
+
+
+@pytest.fixture
+def workers(monkeypatch):
+    """Every worker that is made; those named in `fail` do not load, or compute zeros."""
+    made = []
+
+    class Recorded(Worker):
+        fail = None
+        wrong = None
+
+        def __init__(self, engine, *arguments):
+            if engine == Recorded.fail:
+                raise EngineError("out of order")
+            super().__init__(engine, *arguments)
+            if engine == Recorded.wrong:
+                self.outputs = [np.zeros_like(array) for array in self.outputs]
+            made.append(self)
+
+    Recorded.made = made
+    monkeypatch.setattr(peers, "Worker", Recorded)
+    yield Recorded
+    assert [worker.engine for worker in made if worker.process.poll() is None] == []
 
 
 def test_report_of_a_model(digits, only_onnxruntime):
@@ -33,37 +57,82 @@ def test_report_of_a_model(digits, only_onnxruntime):
     assert absent.reason == "no_such_module: not all of these can be imported"
     assert report.threads == 1
     assert report.peak_gflops > 0
+    assert report.compile_seconds is None
     assert report.to_dict()["results"][0]["engine"] == "leakyforge"
 
 
 def test_engine_that_fails_to_load_is_named(digits, only_onnxruntime, monkeypatch):
-    broken = {**peers.PEERS, "no engine": ((), ())}
-    monkeypatch.setattr(peers, "PEERS", broken)
+    monkeypatch.setattr(engines, "PEERS", {**engines.PEERS, "no engine": Peer(())})
     report = compare_peers(digits, threads=1, seconds=0.01)
     assert report.results[-1].reason == "KeyError: 'no engine'"
 
 
-def test_time_must_be_positive(digits):
-    with pytest.raises(InputError, match="seconds=0"):
-        compare_peers(digits, seconds=0)
+def test_engine_that_computes_something_else_is_not_timed(digits, only_onnxruntime, monkeypatch):
+    # It has no outputs at all.
+    monkeypatch.setattr(engines, "PEERS", {**engines.PEERS, "copy": Peer(())})
+    report = compare_peers(digits, threads=1, seconds=0.01)
+    assert report.results[-1].reason == "its outputs differ: inf of the range"
+    assert report.results[-1].median_ms is None
 
 
-def test_engines_take_turns(monkeypatch):
-    monkeypatch.setattr(peers, "_PAUSE_SECONDS", 0.0)
-    order = []
+@pytest.mark.parametrize("kind", ["fail", "wrong"])
+@pytest.mark.parametrize(
+    ("engine", "loaded"),
+    [("leakyforge", ["leakyforge"]), ("onnxruntime", ["leakyforge", "onnxruntime"])],
+)
+def test_what_is_needed_is_tried_before_the_others(
+    digits, only_onnxruntime, workers, engine, loaded, kind
+):
+    setattr(workers, kind, engine)
+    seen = []
+    with pytest.raises(EngineError, match="does not run the model"):
+        compare_peers(digits, threads=1, seconds=0.01, on_engine=seen.append)
+    assert seen == (loaded if kind == "fail" else ["leakyforge", "onnxruntime"])
 
-    class Fake:
-        def __init__(self, name):
-            self.name = name
 
-        def turn(self, warm, counted):
-            order.append(self.name)
-            assert 0 < warm < counted
-            return [1.0, 2.0]
+def test_few_calls_have_no_negative_times(digits, only_onnxruntime, monkeypatch):
+    times = {"leakyforge": [1.0, 9.0], "onnxruntime": [1.0, 2.0], "peak": [1.0]}
+    monkeypatch.setattr(peers, "interleave", lambda _workers, _seconds: times)
+    ours = compare_peers(digits, threads=1, seconds=0.01).results[0]
+    assert 1e3 <= ours.p10_ms <= ours.median_ms <= ours.p90_ms <= 9e3
 
-    samples = interleave({"a": Fake("a"), "b": Fake("b")}, 1e-9)
-    assert order == ["a", "b"] * 3
-    assert samples == {"a": [1.0, 2.0] * 3, "b": [1.0, 2.0] * 3}
+
+def test_no_process_is_left_behind(digits, only_onnxruntime, workers, monkeypatch):
+    def fail(*_arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(peers, "interleave", fail)
+    with pytest.raises(KeyboardInterrupt):
+        compare_peers(digits, threads=1, seconds=0.01)
+    assert [worker.engine for worker in workers.made] == ["leakyforge", "onnxruntime"]
+
+
+def test_named_engines(digits, only_onnxruntime):
+    seen = []
+    compare_peers(
+        digits, threads=1, seconds=0.01, names=["onnxruntime"], on_engine=seen.append,
+    )  # fmt: skip
+    assert seen == ["leakyforge", "onnxruntime"]
+
+
+def test_compile_time_is_reported(digits, only_onnxruntime):
+    report = compare_peers(digits, threads=1, seconds=0.01, compile_seconds=1.5)
+    assert report.to_dict()["compile_seconds"] == 1.5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"seconds": 0}, "seconds=0"),
+        ({"threads": 4096}, "threads=4096"),
+        ({"threads": 0}, "threads=0"),
+        ({"names": ["tflite"]}, "unknown engine 'tflite'; give one of: onnxruntime, openvino"),
+    ],
+)
+def test_bad_arguments_start_no_engine(digits, workers, arguments, words):
+    with pytest.raises(InputError, match=words):
+        compare_peers(digits, **arguments)
+    assert workers.made == []
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,62 @@
+"""Floating-point operations of each kernel that a run calls, for the profile of an artifact.
+
+    flops    = 2 * products in the sums of the definition
+    computed = 2 * iterations of the loop nest that adds up products
+
+Both count convolutions and products of matrices only, a multiplication and an addition for each
+product, and a symbolic size as 1. They differ where a direct convolution computes whole tiles, of
+which it keeps what is inside; in transposed convolutions, whose phases are wider than the input;
+and in Winograd's, whose transforms are not counted.
+"""
+
+import math
+from collections.abc import Iterable
+
+import tvm
+import tvm_ffi
+from tvm import s_tir, tirx
+
+from leakyforge.kernels.conv2d import PRODUCTS
+from leakyforge.kernels.explain import LayerReport
+from leakyforge.runtime.manifest import Kernel
+
+
+def kernel_calls(module: tvm.IRModule, reports: Iterable[LayerReport]) -> tuple[Kernel, ...]:
+    """A record for each call of a kernel, in the order of `reports`.
+
+    Args:
+        module: after fusion and before its functions are scheduled.
+        reports: about its calls.
+    """
+    return tuple(
+        Kernel(report.kernel, report.name, report.algorithm, *product_flops(module[report.kernel]))
+        for report in reports
+    )
+
+
+def product_flops(function: tirx.PrimFunc) -> tuple[int, int]:
+    """Operations of the definition and of the algorithm of a function that is not scheduled."""
+    blocks: list[s_tir.SBlock] = []
+    tvm_ffi.structural_walk(function.body, (s_tir.SBlock, blocks.append), order="pre")
+    defined = computed = 0
+    for block in filter(_adds_products, blocks):
+        products = math.prod(_size(axis) for axis in block.iter_vars)
+        computed += 2 * products
+        if PRODUCTS in block.annotations:
+            # Our own carry those of the definition, for each image.
+            products = _size(block.iter_vars[0]) * int(block.annotations[PRODUCTS])
+        defined += 2 * products
+    return defined, computed
+
+
+def _adds_products(block: s_tir.SBlock) -> bool:
+    """Whether a block is a sum of products."""
+    value = getattr(block.body, "value", None)
+    reduces = any(axis.iter_type == tirx.IterVar.CommReduce for axis in block.iter_vars)
+    return reduces and isinstance(value, tirx.Add) and isinstance(value.b, tirx.Mul)
+
+
+def _size(axis: tirx.IterVar) -> int:
+    """Iterations of an axis."""
+    extent = axis.dom.extent
+    return int(extent) if isinstance(extent, tirx.IntImm) else 1
