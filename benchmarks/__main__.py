@@ -61,7 +61,7 @@ def main(only: tuple[str, ...], seconds: float, render: bool) -> None:
     rows: dict[str, Any] = json.loads(store.read_text()) if store.is_file() else {}
     if not render:
         with tempfile.TemporaryDirectory(prefix="leakyforge-") as folder:
-            for name, model, threads in _models(Path(folder)):
+            for name, model, threads in models(Path(folder)):
                 if only and not any(part.lower() in name.lower() for part in only):
                     continue
                 rows |= _measure(name, model, threads, seconds)
@@ -71,7 +71,7 @@ def main(only: tuple[str, ...], seconds: float, render: bool) -> None:
     click.echo(f"wrote {DOCS}/benchmark.md and benchmark.png")
 
 
-def _models(folder: Path) -> list[tuple[str, Path, tuple[int, ...]]]:
+def models(folder: Path) -> list[tuple[str, Path, tuple[int, ...]]]:
     """Name, ONNX file and thread counts of every model."""
     models = []
     for index, (name, (model, options, threads)) in enumerate(MODELS.items()):

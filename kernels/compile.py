@@ -11,7 +11,8 @@ import tvm
 from tvm import relax
 
 from leakyforge.errors import CompileError, LeakyforgeError, ModelError, ShapeError
-from leakyforge.kernels.flops import kernel_calls
+from leakyforge.kernels.explain import LayerReport, report_layers
+from leakyforge.kernels.flops import kernel_record
 from leakyforge.kernels.importer import import_onnx
 from leakyforge.kernels.link import export_library
 from leakyforge.kernels.onnx_model import (
@@ -30,7 +31,6 @@ from leakyforge.kernels.pipeline import (
 from leakyforge.kernels.rounding import rounding_steps
 from leakyforge.kernels.target import CpuTarget, parse_targets
 from leakyforge.pins import TVM_PINS
-from leakyforge.runtime import cpu
 from leakyforge.runtime.artifact import (
     SUFFIX,
     check_destination,
@@ -68,8 +68,10 @@ def compile(
     shapes: Mapping[str, tuple[int, ...]] | None = None,
     seed: int = 0,
     precision: str = "default",
+    measure: bool = True,
     on_stage: Callable[[str], None] = lambda _stage: None,
     on_decision: Callable[[Decision], None] = lambda _decision: None,
+    on_layer: Callable[[LayerReport], None] = lambda _report: None,
 ) -> Path:
     """Compile an ONNX model into an artifact.
 
@@ -83,9 +85,12 @@ def compile(
         seed: of the reference inputs that the artifact carries.
         precision: `default` may compute convolutions by Winograd's algorithm, `strict` adds up the
             products of the definition only.
+        measure: with the target `cpu`, choose the algorithms of large convolutions by measurement;
+            without, by the cost model, so that equal inputs give equal bytes.
         on_stage: called with a name out of `STAGES` when that stage begins; from "fuse" to "link"
             they come again for each variant.
         on_decision: called for every kernel with the rule that scheduled it.
+        on_layer: called for every run of a kernel, in order, with its algorithm and why.
 
     Returns:
         The artifact's path.
@@ -110,11 +115,18 @@ def compile(
     folded = fold(proto)
     on_stage("import")
     imported = import_onnx(folded)
+    unmeasured = _unmeasured(target, measure)
     variants: list[Variant] = []
     members: dict[str, bytes] = {}
     for cpu_target in targets:
         library, weights, kernels, module = _build(
-            imported, cpu_target, precision == "strict", on_stage, on_decision
+            imported,
+            cpu_target,
+            precision == "strict",
+            unmeasured,
+            on_stage,
+            on_decision,
+            on_layer,
         )
         variant, parts = _variant(cpu_target, library, weights, kernels)
         variants.append(variant)
@@ -130,7 +142,7 @@ def compile(
         onnx_path=None if model.path is None else str(model.path),
         inputs=inputs,
         outputs=_output_specs(folded, module),
-        machine=cpu.machine(),
+        machine=targets[0].machine,
         reference=f"{reference.name}, seed {seed}",
         versions=dict(TVM_PINS),
         leakyforge=metadata.version("leakyforge"),
@@ -141,6 +153,13 @@ def compile(
     on_stage("write")
     write_artifact(path, manifest, members, feeds, desired)
     return path
+
+
+def _unmeasured(target: str, measure: bool) -> str | None:
+    """Why algorithms are not measured; None where they are."""
+    if target != "cpu":
+        return f"the target is {target}, not cpu, this machine"
+    return None if measure else "measuring is switched off"
 
 
 def _variant(
@@ -173,18 +192,25 @@ def _build(
     module: tvm.IRModule,
     target: CpuTarget,
     strict: bool,
+    unmeasured: str | None,
     on_stage: Callable[[str], None],
     on_decision: Callable[[Decision], None],
+    on_layer: Callable[[LayerReport], None],
 ) -> tuple[bytes, list[Array], tuple[Kernel, ...], tvm.IRModule]:
     """Library, weights, calls of its kernels, and the module before lowering, for its types."""
     with _tvm_errors(module):
         on_stage("fuse")
-        fused = legalize_and_fuse(choose_layout(module), target, strict=strict)
+        fused = legalize_and_fuse(
+            choose_layout(module), target, strict=strict, unmeasured=unmeasured
+        )
         on_stage("schedule")
         scheduled, decisions = schedule(fused, target)
         for decision in decisions:
             on_decision(decision)
-        kernels = kernel_calls(fused, {each.function: each.rule for each in decisions})
+        reports = report_layers(fused, decisions)
+        for report in reports:
+            on_layer(report)
+        kernels = tuple(kernel_record(fused, report) for report in reports)
         on_stage("lower")
         hoisted = lower_to_vm(scheduled, target)
         on_stage("build")
@@ -193,7 +219,7 @@ def _build(
         on_stage("link")
         with tempfile.TemporaryDirectory(prefix="leakyforge-") as folder:
             path = Path(folder) / "library.so"
-            export_library(executable, path)
+            export_library(executable, path, str(target.tvm.attrs["mtriple"]))
             return path.read_bytes(), hoisted.weights, kernels, fused
 
 

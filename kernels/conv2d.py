@@ -18,6 +18,7 @@ each pixel tile, output once.
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -40,10 +41,15 @@ from leakyforge.kernels.target import CpuTarget
 BLOCK = "leakyforge_conv2d"
 # Attribute of the block under which its configuration travels from legalization to the schedule.
 CONFIG = "leakyforge.conv2d"
-# And the reason why no faster algorithm was taken, for `compile --explain`.
-DECLINED = "leakyforge.declined"
-# And the products of the definition for each image of the batch, for the profile of a run.
+# And the products of the definition, for each step of the outermost axis of its loops.
 PRODUCTS = "leakyforge.products"
+# Bytes of a core's first-level cache, and bytes that it takes from the second level in a cycle.
+_FIRST_LEVEL_BYTES, _SECOND_LEVEL_RATE = 32 << 10, 32
+# Cycles of the epilogue for a vector of outputs, as wide as `multiply_add_bits`.
+_EPILOGUE_CYCLES = 3.0
+# Bytes that all cores together read in a cycle, from memory (6 on Zen 4, 8 on Zen 5, of two cores)
+# and from a shared cache, and up to which size they are taken to lie there.
+_MEMORY_BYTES, _CACHE_BYTES, _SHARED_CACHE = 7.0, 24.0, 16 << 20
 
 
 @dataclass(frozen=True)
@@ -141,10 +147,10 @@ def heuristic_config(
     weights_outer = _weights_dominate(shape)
     streams = weights_outer if streams_weights is None else streams_weights
     best: tuple[tuple[bool, float, int], Conv2dConfig] | None = None
-    # One register for weights per vector, one for the broadcast input.
+    # One register for weights per vector, others for the broadcast input.
     for lanes in target.lane_choices(shape.itemsize):
         for vectors in (2, 3, 4, 5, 6) if streams else (1, 2, 3, 4, 5, 6):
-            budget = target.vector_registers - vectors - 1
+            budget = target.vector_registers - vectors - target.load_registers
             for rows, columns in _pixel_tiles(shape, budget // vectors):
                 config = Conv2dConfig(rows, columns, vectors, lanes, budget, weights_outer)
                 score = estimated_cycles(shape, config, target)
@@ -186,8 +192,32 @@ def estimated_cycles(shape: Conv2dShape, config: Conv2dConfig, target: CpuTarget
     each = max(bits / target.multiply_add_bits, 0.5)
     broadcasts = config.rows * config.columns
     loads = (broadcasts + config.vectors) / 2
+    steps = shape.in_channels * math.prod(shape.kernel)
+    if config.channels * steps * shape.itemsize > _FIRST_LEVEL_BYTES:
+        # Then every tile of pixels reads its weights from the second-level cache.
+        loads = max(loads, config.vectors * bits / 8 / _SECOND_LEVEL_RATE)
     # A multiply-add has a latency of four cycles: fewer accumulators than that leave gaps.
     return tiles * max(config.accumulators * each, loads, 4.0)
+
+
+def direct_cycles(shape: Conv2dShape, config: Conv2dConfig, target: CpuTarget) -> float:
+    """Estimated cycles of the whole convolution, with all cores at work."""
+    steps = math.prod(shape.kernel) * shape.in_channels
+    weights = steps * shape.out_channels * shape.itemsize
+    outputs = shape.out_height * shape.out_width * shape.out_channels * shape.itemsize
+    epilogue = _EPILOGUE_CYCLES * 8 * outputs / target.multiply_add_bits
+    cycles = estimated_cycles(shape, config, target) * steps + epilogue
+    return bound_by_weights(cycles, weights, target)
+
+
+def bound_by_weights(cycles: float, weight_bytes: int, target: CpuTarget) -> float:
+    """Cycles of all cores at work, or those in which the weights can be read."""
+    return max(cycles / target.num_cores, read_cycles(weight_bytes, weight_bytes))
+
+
+def read_cycles(read: int, size: int) -> float:
+    """Cycles in which all cores together read so many bytes, out of a tensor of a size."""
+    return read / (_CACHE_BYTES if size <= _SHARED_CACHE else _MEMORY_BYTES)
 
 
 def pack_weights(weight: npt.NDArray[np.generic], config: Conv2dConfig) -> npt.NDArray[np.generic]:
@@ -234,13 +264,13 @@ def conv2d(
     packed: te.Tensor,
     shape: Conv2dShape,
     config: Conv2dConfig,
-    declined: str,
+    note: Mapping[str, str],
     copies: bool = False,
 ) -> te.Tensor:
     """Convolution over [n, y, x, k] with packed weights; returns [n, y, x, c].
 
     The tile sizes need not divide the output: the sum is taken over whole tiles, of which `crop`
-    keeps what is inside. `declined` says why it is not a Winograd convolution; `copies` is as in
+    keeps what is inside. `note` is kept with the sum (`choice.Choice`); `copies` is as in
     `padded_source`.
     """
     batch = data.shape[0]
@@ -259,7 +289,7 @@ def conv2d(
             axis=[i, j, k],
         ),
         name=BLOCK,
-        attrs={CONFIG: asdict(config), DECLINED: declined, PRODUCTS: shape.products},
+        attrs={CONFIG: asdict(config), **note},
     )
     return te.compute(
         (batch, shape.out_height, shape.out_width, shape.out_channels),

@@ -18,13 +18,15 @@ weights from the first-level cache.
 """
 
 import functools
+import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
 import numpy as np
 import numpy.typing as npt
 from tvm import ir, s_tir, te
 
-from leakyforge.kernels.conv2d import PRODUCTS, Conv2dShape, padded_source
+from leakyforge.kernels.conv2d import Conv2dShape, bound_by_weights, padded_source
 from leakyforge.kernels.schedules import (
     PARALLEL_WORK,
     NoMatch,
@@ -75,11 +77,25 @@ def dot_config(shape: Conv2dShape, target: CpuTarget) -> DotConfig | NoMatch:
     # adding up.
     if 4 * shape.out_channels > 3 * lanes:
         return NoMatch("its output channels fill most of a vector")
-    budget = target.vector_registers - min(shape.out_channels, target.vector_registers // 4) - 1
+    weights = min(shape.out_channels, target.vector_registers // 4)
+    budget = target.vector_registers - weights - target.load_registers
     limit = budget // shape.out_channels
     # Whole tiles only.
     columns = max(c for c in range(1, limit + 1) if shape.out_width % c == 0)
     return DotConfig(columns, shape.out_channels, lanes, budget)
+
+
+def dot_cycles(shape: Conv2dShape, config: DotConfig, target: CpuTarget) -> float:
+    """Estimated cycles of the whole convolution, with all cores at work; as `estimated_cycles`."""
+    accumulators = config.columns * config.channels
+    each = max(8 * config.lanes * shape.itemsize / target.multiply_add_bits, 0.5)
+    steps = math.prod(shape.kernel) * shape.in_channels // config.lanes
+    step = max(accumulators * each, (config.columns + config.channels) / 2, 4.0)
+    # To add up the lanes, half of what is left is moved and added, in turns.
+    folds = 2 * math.log2(config.lanes) * accumulators
+    tiles = shape.out_height * math.ceil(shape.out_width / config.columns)
+    weights = steps * config.lanes * shape.out_channels * shape.itemsize
+    return bound_by_weights(tiles * (steps * step + folds), weights, target)
 
 
 def pack_dot_weights(weight: npt.NDArray[np.generic], config: DotConfig) -> npt.NDArray[np.generic]:
@@ -94,6 +110,7 @@ def conv2d_dot(
     packed: te.Tensor,
     shape: Conv2dShape,
     config: DotConfig,
+    note: Mapping[str, str],
     copies: bool = False,
 ) -> te.Tensor:
     """Convolution over [n, y, x, k] with packed weights; returns [n, y, x, c]; as `conv2d`."""
@@ -111,7 +128,7 @@ def conv2d_dot(
             axis=[i, j, k],
         ),
         name=BLOCK,
-        attrs={CONFIG: asdict(config), PRODUCTS: shape.products},
+        attrs={CONFIG: asdict(config), **note},
     )
     while lanes > 1:
         lanes //= 2

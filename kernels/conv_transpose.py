@@ -1,4 +1,4 @@
-"""Transposed convolution without multiplications by zero: one convolution, and a rearrangement.
+"""Transposed convolution without multiplications by zero, in two ways.
 
     out[n, i*s + r - p, c] += data[n, i, k] * weight[k, r, c]        (ONNX operator ConvTranspose)
 
@@ -9,18 +9,32 @@ resolution. All phases have the same input: they are the output channels of one 
     phases[n, q, phase*C + c] = sum over t, k of data[n, q - t, k] * weight[k, t*s + phase, c]
     out[n, y, c]              = phases[n, (y + p) // s, (y + p) % s * C + c]
 
-FLOPs: those of the definition where s divides the kernel, as in every GAN; Shi et al., "Is the
-deconvolution layer the same as a convolutional layer?", 2016, arXiv:1609.07009.
+FLOPs: those of the definition where s divides the kernel, as in every GAN, but for the border: an
+input of 4x4 has phases of 5x5. Shi et al., "Is the deconvolution layer the same as a convolutional
+layer?", 2016, arXiv:1609.07009.
+
+The other way is a product of every input pixel with all the kernel's elements, whose terms are then
+added up where they fall: no border, but a larger intermediate result, and no Winograd.
+
+    products[n, q, r*C + c] = sum over k of data[n, q, k] * weight[k, r, c]
+    out[n, y, c]            = sum over t of products[n, (y + p) // s - t, ((y + p) % s + t*s)*C + c]
 """
 
+import functools
+import itertools
 import math
+import operator
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from tvm import ir, te
+from tvm import ir, te, tirx
 
 from leakyforge.kernels.conv2d import Conv2dShape
+from leakyforge.kernels.target import CpuTarget
+
+# Cycles to add one term of `add_products` to a vector as wide as `multiply_add_bits`; Zen 4.
+_ADD_CYCLES = 4.0
 
 
 @dataclass(frozen=True)
@@ -77,6 +91,20 @@ class TransposedShape:
             math.prod((self.height, self.width, self.in_channels, self.out_channels, *self.kernel)),
         )
 
+    def products(self) -> Conv2dShape:
+        """The convolution that multiplies every pixel with all the kernel's elements."""
+        return Conv2dShape(
+            self.height,
+            self.width,
+            self.in_channels,
+            math.prod(self.kernel) * self.out_channels,
+            (1, 1),
+            (1, 1),
+            (1, 1),
+            (0, 0, 0, 0),
+            self.itemsize,
+        )
+
     def first(self, axis: int) -> int:
         """The least q on an axis that an output needs."""
         return self.padding[axis] // self.strides[axis]
@@ -118,3 +146,40 @@ def shuffle_phases(phases: te.Tensor, shape: TransposedShape, rank: int) -> te.T
         row = (batch, columns, channels)
         return te.compute(row, lambda n, x, c: element(n, 0, x, c), name="shuffle")
     return te.compute((batch, shape.out_height, columns, channels), element, name="shuffle")
+
+
+def product_weights(weight: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
+    """Weights [in][r][r'][out] as [r, r' and out][1][1][in]."""
+    flat = weight.reshape(weight.shape[0], -1)
+    return np.ascontiguousarray(flat.T[:, np.newaxis, np.newaxis])
+
+
+def add_products(products: te.Tensor, shape: TransposedShape, rank: int) -> te.Tensor:
+    """Add up [n, q, q', r, r' and c] to the output, of rank 4, or 3 without its rows."""
+    (stride_y, stride_x), (top, left) = shape.strides, shape.padding
+    (rows, columns), channels = shape.kernel, shape.out_channels
+
+    def element(n: ir.Expr, y: ir.Expr, x: ir.Expr, c: ir.Expr) -> ir.Expr:
+        terms = []
+        for t, u in itertools.product(*(range(taps) for taps in shape.taps)):
+            q, p = (y + top) // stride_y - t, (x + left) // stride_x - u
+            row, column = (y + top) % stride_y + t * stride_y, (x + left) % stride_x + u * stride_x
+            inside = tirx.all(
+                q >= 0, q < shape.height, p >= 0, p < shape.width, row < rows, column < columns
+            )
+            value = products[n, q, p, (row * columns + column) * channels + c]
+            terms.append(tirx.if_then_else(inside, value, tirx.const(0, products.dtype)))
+        return functools.reduce(operator.add, terms)
+
+    batch, width = products.shape[0], shape.out_width
+    if rank == 3:
+        line = (batch, width, channels)
+        return te.compute(line, lambda n, x, c: element(n, 0, x, c), name="add_products")
+    return te.compute((batch, shape.out_height, width, channels), element, name="add_products")
+
+
+def add_cycles(shape: TransposedShape, target: CpuTarget) -> float:
+    """Estimated cycles of `add_products`, with all cores at work."""
+    terms = shape.out_height * shape.out_width * shape.out_channels * math.prod(shape.taps)
+    vectors = 8 * terms * shape.itemsize / target.multiply_add_bits
+    return _ADD_CYCLES * vectors / target.num_cores

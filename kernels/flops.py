@@ -6,38 +6,30 @@
 Both count convolutions and products of matrices only, a multiplication and an addition for each
 product, and a symbolic size as 1. They differ where a direct convolution computes whole tiles, of
 which it keeps what is inside; in transposed convolutions, whose phases are wider than the input;
-and in Winograd's, whose transforms are not counted.
+and in Winograd's and Strassen's, whose transforms are not counted.
 """
 
 import math
-from collections.abc import Mapping
 
 import tvm
 import tvm_ffi
-from tvm import relax, s_tir, tirx
+from tvm import s_tir, tirx
 
 from leakyforge.kernels.conv2d import PRODUCTS
+from leakyforge.kernels.explain import LayerReport
 from leakyforge.runtime.manifest import Kernel
 
 
-def kernel_calls(module: tvm.IRModule, rules: Mapping[str, str | None]) -> tuple[Kernel, ...]:
-    """A record for each call of a kernel, in the order of `main`.
+def kernel_record(module: tvm.IRModule, report: LayerReport) -> Kernel:
+    """What an artifact keeps of one call of a kernel.
 
     Args:
         module: after fusion and before its functions are scheduled.
-        rules: name of the rule that scheduled each function.
+        report: of the call.
     """
-    calls: list[Kernel] = []
-
-    def visit(expression: relax.Expr) -> None:
-        if getattr(getattr(expression, "op", None), "name", "") == "relax.call_tir":
-            variable = expression.args[0]
-            name = str(variable.name_hint)
-            flops, computed = product_flops(module[variable])
-            calls.append(Kernel(name, rules[name], flops, computed))
-
-    relax.analysis.post_order_visit(module["main"].body, visit)
-    return tuple(calls)
+    choice = report.choice
+    algorithm = report.rule if choice is None else choice.trials[choice.taken].algorithm
+    return Kernel(report.kernel, report.output, algorithm, *product_flops(module[report.kernel]))
 
 
 def product_flops(function: tirx.PrimFunc) -> tuple[int, int]:
@@ -49,8 +41,8 @@ def product_flops(function: tirx.PrimFunc) -> tuple[int, int]:
         products = math.prod(_size(axis) for axis in block.iter_vars)
         computed += 2 * products
         if PRODUCTS in block.annotations:
-            # Our own carry those of the definition, for each image.
-            products = _size(block.iter_vars[0]) * int(block.annotations[PRODUCTS])
+            # Our own carry those of the definition.
+            products = _size(block.iter_vars[0]) * int(str(block.annotations[PRODUCTS]))
         defined += 2 * products
     return defined, computed
 

@@ -14,6 +14,17 @@ from leakyforge.errors import ModelError, UnsupportedOperatorError
 from leakyforge.kernels.onnx_model import graph_inputs, value_shape
 
 _STANDARD_DOMAINS = ("", "ai.onnx")
+# Attribute of `main`: names of the layers of `LAYERS` in the ONNX graph, in order.
+LAYER_NAMES = "leakyforge.layers"
+# ONNX operators with weights, and what the front end makes of each, one for one.
+_WITH_WEIGHTS = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
+LAYERS = (
+    "relax.matmul",
+    "relax.nn.conv1d",
+    "relax.nn.conv1d_transpose",
+    "relax.nn.conv2d",
+    "relax.nn.conv2d_transpose",
+)
 # Handled by the front end itself, outside its table of converters.
 _BUILT_IN = {"Constant", "If"}
 
@@ -68,6 +79,9 @@ def import_onnx(proto: onnx.ModelProto) -> tvm.IRModule:
             ) from error
     if len(module["main"].params) != len(graph_inputs(proto)):
         raise ModelError(f"TVM's ONNX front end changed the inputs of graph {proto.graph.name!r}")
+    # The front end keeps no name.
+    names = [node.output[0] for node in named.graph.node if node.op_type in _WITH_WEIGHTS]
+    module["main"] = module["main"].with_attr(LAYER_NAMES, names)
     return module
 
 

@@ -2,30 +2,38 @@
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
 import tvm
+import tvm_ffi
 from tvm import relax, te, tirx
 from tvm.relax.expr_functor import PyExprMutator, mutator
 
-from leakyforge.kernels.conv2d import (
-    Conv2dShape,
-    conv2d,
-    heuristic_config,
-    pack_weights,
+from leakyforge.kernels import words
+from leakyforge.kernels.algorithms import Algorithm, Definition, algorithms, prefers_products
+from leakyforge.kernels.choice import Choice, Trial
+from leakyforge.kernels.choose import choose
+from leakyforge.kernels.conv2d import Conv2dShape
+from leakyforge.kernels.conv_transpose import (
+    TransposedShape,
+    add_products,
+    phase_weights,
+    product_weights,
+    shuffle_phases,
 )
-from leakyforge.kernels.conv2d_dot import DotConfig, conv2d_dot, dot_config, pack_dot_weights
-from leakyforge.kernels.conv_transpose import TransposedShape, phase_weights, shuffle_phases
+from leakyforge.kernels.importer import LAYER_NAMES, LAYERS
+from leakyforge.kernels.measure import Layer, Stopwatch
 from leakyforge.kernels.schedules import NoMatch
 from leakyforge.kernels.sources import Source, find_source
+from leakyforge.kernels.strassen import strassen, strassen_config, strassen_weights
 from leakyforge.kernels.target import CpuTarget
 from leakyforge.kernels.views import conv1d, matmul
-from leakyforge.kernels.winograd import transform_weights, winograd, winograd_config
 
-Definition = Callable[..., te.Tensor]
 Legalize = Callable[[relax.BlockBuilder, relax.Call], relax.Expr]
+# Of a layer in words, its sizes, and the input channels that lie together in memory.
+Choose = Callable[[str, Layer, int], tuple[Algorithm, Choice]]
 
 # relax.OpPatternKind.kOutEWiseFusable: elementwise operators may be fused behind it.
 _OUT_ELEMENTWISE_FUSABLE = {"op_pattern": 4}
@@ -41,9 +49,13 @@ def _constant_value(value: relax.Expr) -> npt.NDArray[np.generic] | None:
     return np.asarray(value.value.numpy()) if isinstance(value, tvm.ir.GenericConst) else None
 
 
-def _typed_constant(array: npt.NDArray[np.generic]) -> tvm.ir.GenericConst:
-    """A constant of the array's dtype: `relax.const` by itself makes float64 a float32."""
-    return relax.const(array, str(array.dtype))
+def _packed_constant(array: npt.NDArray[np.generic], call: relax.Call) -> tvm.ir.GenericConst:
+    """A constant of the array's dtype, with the span of the call that it is packed for.
+
+    `relax.const` by itself makes float64 a float32.
+    """
+    plain = relax.const(array, str(array.dtype))
+    return tvm.ir.GenericConst(plain.value, plain.ty, call.span)
 
 
 def _call(
@@ -84,7 +96,7 @@ def _weight(call: relax.Call, layouts: tuple[str, str]) -> npt.NDArray[np.generi
     return constant if given == layouts and int(attributes.groups) == 1 else None
 
 
-def legalize_conv2d(target: CpuTarget, *, strict: bool) -> Legalize:
+def legalize_conv2d(target: CpuTarget, choose_algorithm: Choose) -> Legalize:
     """Lower `relax.nn.conv2d` and `conv1d` with constant weights, channels last."""
 
     def legalize(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
@@ -112,40 +124,34 @@ def legalize_conv2d(target: CpuTarget, *, strict: bool) -> Legalize:
             padding=(top, left, bottom, right),
             itemsize=constant.dtype.itemsize,
         )
+        layer = words.convolution(shape, is_1d=is_1d)
         if is_1d:
-            convolve, packed = _direct(shape, constant, target, "it has one dimension")
+            convolve, packed = _one_row(layer, data, constant, shape, choose_algorithm)
             definition = functools.partial(conv1d, shape=shape, convolve=convolve)
-            return _call(builder, "conv1d", definition, data, packed)
+            return _call(builder, "conv1d", definition, data, _packed_constant(packed, call))
         source = find_source(builder, data)
-        return _convolution(builder, source, constant, shape, target, strict=strict)
+        return _convolution(builder, call, layer, source, constant, shape, choose_algorithm)
 
     return legalize
 
 
 def _convolution(
     builder: relax.BlockBuilder,
+    call: relax.Call,
+    layer: str,
     source: Source,
     weight: npt.NDArray[np.generic],
     shape: Conv2dShape,
-    target: CpuTarget,
-    *,
-    strict: bool,
+    choose_algorithm: Choose,
 ) -> relax.Expr:
-    """A convolution of rank 4 by the algorithm that is estimated to be the fastest.
-
-    `strict` keeps to the definition's own sums.
-    """
-    faster = (
-        NoMatch("precision is strict")
-        if strict
-        else winograd_config(shape, target, math.gcd(*source.channels))
+    """A convolution of rank 4 by the algorithm that is chosen for it; `layer` is it in words."""
+    copies = not source.is_plain
+    inputs = tuple(_sizes_of_one(tensor.ty) for tensor in source.tensors)
+    algorithm, choice = choose_algorithm(
+        layer, Layer(shape, inputs, source.read, copies), math.gcd(*source.channels)
     )
-    if isinstance(faster, NoMatch):
-        definition, packed = _direct(shape, weight, target, faster.reason)
-        definition = functools.partial(definition, copies=not source.is_plain)
-    else:
-        packed = _typed_constant(transform_weights(weight, faster))
-        definition = functools.partial(winograd, shape=shape, config=faster)
+    definition = algorithm.define(shape, choice.note(), copies=copies)
+    packed = _packed_constant(algorithm.pack(weight), call)
 
     def reading(*tensors: te.Tensor) -> te.Tensor:
         *inputs, weights = tensors
@@ -154,17 +160,40 @@ def _convolution(
     return _call(builder, "conv2d", reading, *source.tensors, packed)
 
 
+def _one_row(
+    layer: str,
+    data: relax.Expr,
+    weight: npt.NDArray[np.generic],
+    shape: Conv2dShape,
+    choose_algorithm: Choose,
+) -> tuple[Definition, npt.NDArray[np.generic]]:
+    """A convolution of one dimension as one over data of rank 4, and its packed weights."""
+    batch, *sizes = _sizes_of_one(data.ty)
+    line = Layer(shape, ((batch, 1, *sizes),), lambda tensor: tensor, copies=False)
+    algorithm, choice = choose_algorithm(layer, line, shape.in_channels)
+    return algorithm.define(shape, choice.note(), copies=False), algorithm.pack(weight)
+
+
+def _sizes_of_one(kind: relax.TensorType) -> tuple[int, ...]:
+    """Sizes of a tensor, a symbolic batch taken as one."""
+    batch = kind.shape[0]
+    return (int(batch) if isinstance(batch, tirx.IntImm) else 1, *(_static_sizes(kind) or ()))
+
+
 def _direct(
-    shape: Conv2dShape, weight: npt.NDArray[np.generic], target: CpuTarget, declined: str
-) -> tuple[Definition, relax.Expr]:
+    layer: str,
+    shape: Conv2dShape,
+    weight: npt.NDArray[np.generic],
+    target: CpuTarget,
+    *refused: str,
+) -> tuple[Definition, npt.NDArray[np.generic]]:
     """A direct convolution over data of rank 4 and packed weights, and these weights."""
-    dot = dot_config(shape, target)
-    if isinstance(dot, DotConfig):
-        packed = pack_dot_weights(weight, dot)
-        return functools.partial(conv2d_dot, shape=shape, config=dot), _typed_constant(packed)
-    config = heuristic_config(shape, target)
-    definition = functools.partial(conv2d, shape=shape, config=config, declined=declined)
-    return definition, _typed_constant(pack_weights(weight, config))
+    found, _ = algorithms(shape, target, shape.in_channels, strict=True)
+    # Dot products wherever they apply: their estimate is of rank 4 only.
+    algorithm = next((each for each in found if each.name == "dot"), found[0])
+    trial = Trial(algorithm.name, 1.0)
+    choice = Choice(layer, str(algorithm), 0, (trial,), "", refused)
+    return algorithm.define(shape, choice.note(), copies=False), algorithm.pack(weight)
 
 
 def takes_transposed(call: relax.Call) -> bool:
@@ -179,7 +208,9 @@ def takes_transposed(call: relax.Call) -> bool:
     )
 
 
-def legalize_conv_transpose(target: CpuTarget, *, strict: bool) -> Legalize:
+def legalize_conv_transpose(
+    target: CpuTarget, choose_algorithm: Choose, *, strict: bool
+) -> Legalize:
     """Lower `relax.nn.conv2d_transpose` and `conv1d_transpose` with constant weights."""
 
     def legalize(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
@@ -203,24 +234,28 @@ def legalize_conv_transpose(target: CpuTarget, *, strict: bool) -> Legalize:
             out_width=results[1],
             itemsize=constant.dtype.itemsize,
         )
-        weight = phase_weights(constant, shape)
+        inner, weight = shape.phases(), phase_weights(constant, shape)
+        finish: Definition = shuffle_phases
+        if prefers_products(shape, target, strict=strict):
+            inner, weight, finish = shape.products(), product_weights(constant), add_products
+        layer = words.transposed(shape, is_1d=is_1d)
         if is_1d:
-            convolve, packed = _direct(shape.phases(), weight, target, "it has one dimension")
-            definition = functools.partial(
-                conv1d, shape=shape.phases(), convolve=convolve, keep_rows=True
-            )
-            phases = builder.emit(_call(builder, "conv1d_phases", definition, data, packed))
+            convolve, packed = _one_row(layer, data, weight, inner, choose_algorithm)
+            definition = functools.partial(conv1d, shape=inner, convolve=convolve, keep_rows=True)
+            convolution = _call(builder, "conv1d", definition, data, _packed_constant(packed, call))
         else:
             source = find_source(builder, data)
-            call = _convolution(builder, source, weight, shape.phases(), target, strict=strict)
-            phases = builder.emit(call)
-        shuffle = functools.partial(shuffle_phases, shape=shape, rank=3 if is_1d else 4)
-        return builder.call_te(shuffle, phases, primfunc_name_hint="shuffle_phases")
+            convolution = _convolution(
+                builder, call, layer, source, weight, inner, choose_algorithm
+            )
+        last = functools.partial(finish, shape=shape, rank=3 if is_1d else 4)
+        name = "add_products" if finish is add_products else "shuffle_phases"
+        return builder.call_te(last, builder.emit(convolution), primfunc_name_hint=name)
 
     return legalize
 
 
-def legalize_matmul(target: CpuTarget) -> Legalize:
+def legalize_matmul(target: CpuTarget, *, strict: bool) -> Legalize:
     """Lower `relax.matmul` of a matrix with a constant one: rows as pixels, a 1x1 kernel."""
 
     def legalize(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
@@ -247,45 +282,96 @@ def legalize_matmul(target: CpuTarget) -> Legalize:
             padding=(0, 0, 0, 0),
             itemsize=constant.dtype.itemsize,
         )
-        weight = constant.T[:, np.newaxis, np.newaxis, :]
-        convolve, packed = _direct(shape, weight, target, "it is a product of matrices")
-        definition = functools.partial(matmul, shape=shape, convolve=convolve)
-        return _call(builder, "matmul", definition, left, packed)
+        layer = words.product(shape, str(rows) if symbolic else str(int(rows)))
+        seven = NoMatch("precision is strict") if strict else strassen_config(shape, target)
+        if isinstance(seven, NoMatch):
+            weight = constant.T[:, np.newaxis, np.newaxis, :]
+            convolve, packed = _direct(layer, shape, weight, target, f"Strassen: {seven.reason}")
+            definition = functools.partial(matmul, shape=shape, convolve=convolve)
+        else:
+            packed = strassen_weights(constant, seven)
+            choice = Choice(layer, str(seven), 0, (Trial("Strassen", 1.0),), "", ())
+            definition = functools.partial(strassen, config=seven, note=choice.note())
+        return _call(builder, "matmul", definition, left, _packed_constant(packed, call))
 
     return legalize
 
 
 @mutator
 class _Lowering(PyExprMutator):  # type: ignore[misc]
-    """Lowers calls of some operators while those above them are still operators."""
+    """Lowers calls of some operators while those above them are still operators.
 
-    def __init__(self, module: tvm.IRModule, lower: dict[str, Legalize]) -> None:
+    The calls get the spans, in their order.
+    """
+
+    def __init__(
+        self, module: tvm.IRModule, lower: dict[str, Legalize], spans: Iterator[tvm.ir.Span | None]
+    ) -> None:
         super().__init__(module)
         self.lower = lower
+        self.spans = spans
 
     def visit_call_(self, op: relax.Call) -> relax.Expr:
         call = self.visit_expr_post_order(op)
         lower = self.lower.get(getattr(call.op, "name", ""))
-        return call if lower is None else lower(self.builder_, self.builder_.normalize(call))
+        if lower is None:
+            return call
+        named = relax.Call(call.op, call.args, call.attrs, call.ty_args, next(self.spans))
+        return lower(self.builder_, self.builder_.normalize(named))
+
+
+def _calls(module: tvm.IRModule, names: Iterable[str]) -> list[relax.Call]:
+    """Calls of operators in `main`, in order."""
+    bindings = (binding for block in module["main"].body.blocks for binding in block.bindings)
+    values = (getattr(binding, "value", None) for binding in bindings)
+    return [value for value in values if getattr(getattr(value, "op", None), "name", "") in names]
+
+
+def _spans(calls: list[relax.Call], names: Sequence[str]) -> list[tvm.ir.Span | None]:
+    """A span for each call with its name in the ONNX graph; none where the front end added some."""
+    if len(names) != len(calls):
+        return [None] * len(calls)
+    return [tvm.ir.Span(tvm.ir.SourceName(name), 0, 0, 0, 0) for name in names]
+
+
+def _bytes(kind: relax.TensorType) -> int:
+    """Bytes of a tensor, symbolic sizes taken as one."""
+    sizes = (int(size) if isinstance(size, tirx.IntImm) else 1 for size in kind.shape or ())
+    return math.prod(sizes) * int(tvm_ffi.dtype(str(kind.dtype)).bits) // 8
 
 
 def lower_constant_weights(
-    module: tvm.IRModule, target: CpuTarget, *, strict: bool
+    module: tvm.IRModule,
+    target: CpuTarget,
+    *,
+    strict: bool,
+    unmeasured: str | None,
 ) -> tvm.IRModule:
     """Lower convolutions and products with constant weights, together with what they read.
 
     This comes before TVM lowers the rest: concatenations and resizes are recognised as such.
     """
-    lowering = _Lowering(
-        module,
-        {
-            "relax.matmul": legalize_matmul(target),
-            "relax.nn.conv1d": legalize_conv2d(target, strict=strict),
-            "relax.nn.conv1d_transpose": legalize_conv_transpose(target, strict=strict),
-            "relax.nn.conv2d": legalize_conv2d(target, strict=strict),
-            "relax.nn.conv2d_transpose": legalize_conv_transpose(target, strict=strict),
-        },
+    names = [str(name) for name in (module["main"].attrs or {}).get(LAYER_NAMES, ())]
+    module["main"] = module["main"].without_attr(LAYER_NAMES)
+    calls = _calls(module, LAYERS)
+    # Their weights and results: what the model touches between two runs of one of them.
+    touched = sum(_bytes(kind) for call in calls for kind in (call.ty, call.args[1].ty))
+    choose_algorithm = functools.partial(
+        choose,
+        target=target,
+        strict=strict,
+        stopwatch=Stopwatch(target, touched) if unmeasured is None else unmeasured,
     )
+    convolution = legalize_conv2d(target, choose_algorithm)
+    transposed = legalize_conv_transpose(target, choose_algorithm, strict=strict)
+    lower = {
+        "relax.matmul": legalize_matmul(target, strict=strict),
+        "relax.nn.conv1d": convolution,
+        "relax.nn.conv1d_transpose": transposed,
+        "relax.nn.conv2d": convolution,
+        "relax.nn.conv2d_transpose": transposed,
+    }
+    lowering = _Lowering(module, lower, iter(_spans(calls, names)))
     for variable, function in module.functions_items():
         if isinstance(function, relax.Function):
             lowering.builder_.update_func(variable, lowering.visit_expr(function))

@@ -13,21 +13,29 @@ from tvm import relax
 from leakyforge.errors import CompileError
 
 
-def export_library(executable: relax.VMExecutable, path: Path) -> None:
+def export_library(executable: relax.VMExecutable, path: Path, triple: str) -> None:
     """Write the executable's code as an ELF shared library.
+
+    Args:
+        executable: what `relax.build` gave.
+        path: the library's.
+        triple: LLVM's description of the machine that it is for, such as aarch64-linux-gnu.
 
     Raises:
         CompileError: the linker fails.
     """
-    executable.export_library(str(path), fcompile=_link)
+
+    def link(output: str, objects: list[str], **_options: Any) -> None:
+        _link(output, objects)
+
+    # TVM compiles what surrounds the kernels for this one.
+    link.get_target_triple = lambda: triple  # type: ignore[attr-defined]
+    executable.export_library(str(path), fcompile=link)
 
 
-def _link(output: str, objects: list[str], **_options: Any) -> None:
-    """`fcompile` of TVM's `export_library`: link object files into `output`."""
+def _link(output: str, objects: list[str]) -> None:
+    """Link object files into `output`; they say themselves what machine they are for."""
     command = [sys.executable, "-m", "ziglang", "ld.lld", "-shared", "-o", output, *objects]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise CompileError(f"the linker failed on {output}: {done.stderr.strip()}")
-
-
-_link.get_target_triple = lambda: "x86_64-linux-gnu"  # type: ignore[attr-defined]

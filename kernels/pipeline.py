@@ -14,9 +14,11 @@ from leakyforge.kernels.legalize import (
     takes_transposed,
 )
 from leakyforge.kernels.schedules import NoMatch, match_elementwise, match_pool
+from leakyforge.kernels.strassen import match_strassen
 from leakyforge.kernels.target import CpuTarget
 from leakyforge.kernels.weights import HoistedModule, hoist_weights
 from leakyforge.kernels.winograd import match_winograd
+from leakyforge.kernels.winograd1d import match_winograd1d
 
 # Of data and weights: what the definitions take.
 LAYOUTS = {
@@ -31,6 +33,8 @@ Rule = Callable[[s_tir.Schedule, CpuTarget], NoMatch | None]
 # Tried in this order; a rule that fits schedules the function and returns None.
 RULES: dict[str, Rule] = {
     "winograd": match_winograd,
+    "winograd1d": match_winograd1d,
+    "strassen": match_strassen,
     "conv2d": match_conv2d,
     "conv2d_dot": match_conv2d_dot,
     "elementwise": match_elementwise,
@@ -79,9 +83,17 @@ def _wanted_layouts(call: relax.Call) -> dict[str, list[str]]:
 
 
 def legalize_and_fuse(
-    module: tvm.IRModule, target: CpuTarget, *, strict: bool = False
+    module: tvm.IRModule,
+    target: CpuTarget,
+    *,
+    strict: bool = False,
+    unmeasured: str | None = "not asked for",
 ) -> tvm.IRModule:
-    """Lower operators to TensorIR and fuse convolution or product, bias and LeakyRelu."""
+    """Lower operators to TensorIR and fuse convolution or product, bias and LeakyRelu.
+
+    `strict` keeps to the sums of the definition; `unmeasured` says why algorithms are chosen by
+    the cost model, None where they are measured.
+    """
     with target.tvm:
         return tvm.transform.Sequential(
             [
@@ -94,7 +106,7 @@ def legalize_and_fuse(
                 relax.transform.FuseTIR(),
                 relax.transform.DeadCodeElimination(),
             ]
-        )(lower_constant_weights(module, target, strict=strict))
+        )(lower_constant_weights(module, target, strict=strict, unmeasured=unmeasured))
 
 
 def schedule(module: tvm.IRModule, target: CpuTarget) -> tuple[tvm.IRModule, list[Decision]]:

@@ -1,8 +1,8 @@
 """Targets: from what the user writes to what the compiler needs.
 
-`cpu` is this machine by name and features, `cpu:NAME` an LLVM processor name such as `znver3` or
-`x86-64-v3`, `cpu:fat` the processors of `FAT` together, and a text that starts with `{` a TVM
-target in JSON.
+`cpu` is this machine by name and features, `cpu:NAME` an LLVM processor name such as `znver3`,
+`x86-64-v3` or `cortex-a72`, `cpu:fat` the processors of `FAT` together, and a text that starts with
+`{` a TVM target in JSON.
 """
 
 import json
@@ -17,6 +17,10 @@ from leakyforge.runtime import cpu, threads
 
 # What `cpu:fat` holds: AVX-512, AVX2, and what every x86-64 has; the best comes first.
 FAT = ("x86-64-v4", "x86-64-v3", "x86-64")
+# LLVM's description of each instruction set, and its least processor.
+_TRIPLES = {"x86_64": "x86_64-linux-gnu", "aarch64": "aarch64-linux-gnu"}
+_LEAST = {"x86_64": "x86-64", "aarch64": "generic"}
+_SYNONYMS = {"amd64": "x86_64", "arm64": "aarch64"}
 _HELP = (
     "use cpu, cpu:NAME (LLVM's name, as in cpu:x86-64-v3), cpu:fat or a JSON target of kind llvm"
 )
@@ -28,19 +32,21 @@ class CpuTarget:
 
     Attributes:
         name: LLVM's processor name.
-        features: the LLVM features that generated code may use, out of `cpu.X86_FEATURES`.
+        machine: instruction set, `x86_64` or `aarch64`.
+        features: the LLVM features that generated code may use, out of `cpu.FEATURES`.
         num_cores: cores that schedules assume.
         tvm: TVM's own target.
     """
 
     name: str
+    machine: str
     features: frozenset[str]
     num_cores: int
     tvm: tvm.target.Target
 
     @property
     def vector_bits(self) -> int:
-        """Width of the widest vector register, in bits."""
+        """Width of the widest vector register, in bits; of NEON where there is SVE too."""
         if "avx512f" in self.features:
             return 512
         return 256 if "avx" in self.features else 128
@@ -48,13 +54,24 @@ class CpuTarget:
     @property
     def vector_registers(self) -> int:
         """Vector registers that the instruction set names."""
-        return 32 if "avx512vl" in self.features else 16
+        return 32 if self.machine == "aarch64" or "avx512vl" in self.features else 16
+
+    @property
+    def load_registers(self) -> int:
+        """Vector registers that a tile leaves to input values on their way from memory.
+
+        NEON's multiply-adds take no operand from memory, and LLVM loads several values ahead: with
+        one or two left, the loop for a Neoverse N1 moves its sums about; with four, that for a
+        Cortex-A53, which LLVM unrolls, spills them.
+        """
+        return 5 if self.machine == "aarch64" else 1
 
     @property
     def multiply_add_bits(self) -> int:
         """Width of the multiply-adds that a core starts in a cycle, in bits.
 
-        Two vectors everywhere; before Zen 5, AMD runs one of 512 bits as two halves.
+        Two vectors everywhere; before Zen 5, AMD runs one of 512 bits as two halves. ARM's smaller
+        cores, such as Cortex-A72, start one and one load: the same proportions.
         """
         return 2 * min(self.vector_bits, 256 if self.name == "znver4" else 512)
 
@@ -95,16 +112,15 @@ def parse_target(text: str) -> CpuTarget:
 
 def host_target() -> CpuTarget:
     """This machine, by LLVM's name for its processor and by the features that it really has."""
-    _require_x86(cpu.machine())
+    machine = cpu.machine()
+    _require_supported(machine)
     name = str(tvm_ffi.get_global_func("tvm.codegen.llvm.GetHostCPUName")())
-    host = tvm_ffi.get_global_func("tvm.codegen.llvm.GetHostCPUFeatures")()
-    has = {feature for feature in cpu.X86_FEATURES if bool(host.get(feature, False))}
-    plain = tvm.target.Target({"kind": "llvm", "mcpu": name})
-    implied = _llvm_features(plain) & cpu.X86_FEATURES.keys()
+    has = cpu.host_features()
+    config: dict[str, Any] = {"kind": "llvm", "mcpu": name, "mtriple": _TRIPLES[machine]}
+    implied = _llvm_features(tvm.target.Target(config)) & cpu.FEATURES[machine].keys()
     # A virtual machine may hide features that LLVM takes for granted by the name.
     mattr = [f"+{feature}" for feature in sorted(has - implied)]
     mattr += [f"-{feature}" for feature in sorted(implied - has)]
-    config: dict[str, Any] = {"kind": "llvm", "mcpu": name}
     if mattr:
         config["mattr"] = mattr
     return _cpu_target(config, "cpu")
@@ -117,12 +133,19 @@ def _cpu_target(config: dict[str, Any], text: str) -> CpuTarget:
         raise TargetError(
             f"target {text!r} is of kind {kind!r}, which is not supported yet; {_HELP}"
         )
-    _require_x86(str(config.get("mtriple", cpu.machine())).split("-")[0])
-    config = {"num-cores": threads.usable_cores(), **config}
+    machine = _machine(config)
+    _require_supported(machine)
+    config = {
+        "num-cores": threads.usable_cores(),
+        "mcpu": _LEAST[machine],
+        "mtriple": _TRIPLES[machine],
+        **config,
+    }
+    triple, name = str(config["mtriple"]), config["mcpu"]
+    if "linux" not in triple.split("-"):
+        raise TargetError(f"target {text!r} has mtriple {triple!r}, which is not Linux; {_HELP}")
     # LLVM falls back to a generic processor on a name it does not know, so ask first.
-    name = config.setdefault("mcpu", "x86-64")
-    known = {str(key) for key in _archlist()}
-    if not isinstance(name, str) or name not in known:
+    if not _is_processor(name, machine):
         raise TargetError(f"LLVM knows no processor {name!r} (target {text!r}); {_HELP}")
     try:
         target = tvm.target.Target(config)
@@ -139,21 +162,35 @@ def _cpu_target(config: dict[str, Any], text: str) -> CpuTarget:
                 f"mattr {entry!r} of target {text!r} is not +FEATURE or -FEATURE in LLVM's words, "
                 "or contradicts another"
             )
-    return CpuTarget(
-        name, frozenset(features & cpu.X86_FEATURES.keys()), int(config["num-cores"]), target
-    )
+    known = frozenset(features & cpu.FEATURES[machine].keys())
+    return CpuTarget(name, machine, known, int(config["num-cores"]), target)
 
 
-def _require_x86(machine: str) -> None:
-    if machine not in ("x86_64", "amd64"):
+def _machine(config: dict[str, Any]) -> str:
+    """Instruction set of a target: of its triple, of its processor's name, else this machine's."""
+    if "mtriple" in config:
+        machine = str(config["mtriple"]).split("-")[0]
+        return _SYNONYMS.get(machine, machine)
+    here = cpu.machine()
+    # Both know a processor `generic`: this machine's.
+    for machine in sorted(_TRIPLES, key=lambda each: each != here):
+        if _is_processor(config.get("mcpu"), machine):
+            return machine
+    return here
+
+
+def _is_processor(name: object, machine: str) -> bool:
+    """Whether LLVM knows a processor of this name."""
+    is_valid = tvm_ffi.get_global_func("target.llvm_is_valid_cpu")
+    return isinstance(name, str) and bool(is_valid(name, _TRIPLES[machine]))
+
+
+def _require_supported(machine: str) -> None:
+    if machine not in _TRIPLES:
         raise TargetError(
-            f"compiling for {machine} is not supported yet; leakyforge takes x86_64 Linux"
+            f"compiling for {machine} is not supported yet; leakyforge takes Linux on "
+            f"{' and '.join(_TRIPLES)}"
         )
-
-
-def _archlist() -> Any:
-    generic = tvm.target.Target({"kind": "llvm", "mcpu": "x86-64"})
-    return tvm_ffi.get_global_func("target.llvm_get_cpu_archlist")(generic)
 
 
 def _llvm_features(target: tvm.target.Target) -> set[str]:

@@ -28,7 +28,7 @@ M: with tiles inside of places the strides between places are powers of two, and
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 
@@ -36,14 +36,15 @@ import numpy as np
 import numpy.typing as npt
 from tvm import ir, s_tir, te, tirx
 
+from leakyforge.kernels.choice import read_choice
 from leakyforge.kernels.conv2d import BLOCK as DIRECT
 from leakyforge.kernels.conv2d import (
-    DECLINED,
-    PRODUCTS,
     Conv2dConfig,
     Conv2dShape,
+    bound_by_weights,
     estimated_cycles,
     heuristic_config,
+    read_cycles,
     whole,
 )
 from leakyforge.kernels.schedules import (
@@ -75,10 +76,9 @@ _CACHED_WEIGHTS = 2 << 20
 # Tiles in a block, at least: V and M then fit a second-level cache of 512 KiB, whose weights are
 # used eight times.
 _BLOCK_TILES = 8
-# Cycles to transform one place of one vector of channels, measured for F(4, 3) on Zen 4 and 5.
-_TRANSFORM_CYCLES = 8.0
-# Bytes of weights that all cores together read in a cycle, from memory and from a shared cache.
-_MEMORY_BYTES, _CACHE_BYTES, _SHARED_CACHE = 8.0, 24.0, 16 << 20
+# Cycles to transform one place of one vector of channels, for each row of the matrices; measured
+# for F(4, 3), with six of them, on Zen 4 and 5.
+_TRANSFORM_CYCLES = 1.33
 # m to choose from, by r.
 _OUTPUTS = {2: (2, 3, 4), 3: (2, 4)}
 
@@ -171,10 +171,10 @@ def _polynomial(roots: Sequence[Fraction]) -> list[Fraction]:
     return result
 
 
-def winograd_config(
+def winograd_configs(
     shape: Conv2dShape, target: CpuTarget, granule: int | None = None
-) -> WinogradConfig | NoMatch:
-    """Sizes for a convolution, or why it is computed directly.
+) -> list[WinogradConfig] | NoMatch:
+    """Sizes for a convolution, by m and with and without blocks, or why it takes other algorithms.
 
     Args:
         shape: the convolution.
@@ -198,29 +198,20 @@ def winograd_config(
     narrowest = target.lane_choices(shape.itemsize)[-1]
     if granule % narrowest or shape.out_channels % narrowest:
         return NoMatch(f"Winograd takes channels in multiples of {narrowest}")
-    configs = [_config(shape, target, outputs, kernel, granule) for outputs in _OUTPUTS[kernel]]
-    ours, config = min(
-        ((_winograd_cycles(shape, target, config), config) for config in configs),
-        key=lambda pair: pair[0],
-    )
-    weights = math.prod(shape.kernel) * shape.in_channels * shape.out_channels
-    steps = math.prod(shape.kernel) * shape.in_channels
-    direct = _bound(
-        estimated_cycles(shape, heuristic_config(shape, target), target) * steps,
-        weights * shape.itemsize,
-        target,
-    )
-    if ours > direct:
-        return NoMatch(f"Winograd is estimated at {ours / direct:.2f} of the direct time")
-    return config
+    return [
+        config
+        for outputs in _OUTPUTS[kernel]
+        for config in _configs(shape, target, outputs, kernel, granule)
+    ]
 
 
-def _config(
+def _configs(
     shape: Conv2dShape, target: CpuTarget, outputs: int, kernel: int, granule: int
-) -> WinogradConfig:
-    """Sizes for a convolution in tiles of `outputs`."""
-    product = heuristic_config(tile_shape(shape, outputs), target, streams_weights=True)
-    lanes = _widest(shape.out_channels, target, shape.itemsize)
+) -> tuple[WinogradConfig, WinogradConfig]:
+    """Sizes for a convolution in tiles of `outputs`, in blocks and without."""
+    tiles = tile_shape(shape, outputs)
+    product = heuristic_config(tiles, target, streams_weights=True)
+    lanes = widest_lanes(shape.out_channels, target, shape.itemsize)
     # Whole vectors and register tiles only: what crops them would be scalar code.
     fitting = (v for v in range(product.vectors, 0, -1) if shape.out_channels % (v * lanes) == 0)
     config = WinogradConfig(
@@ -230,13 +221,12 @@ def _config(
         product.columns,
         next(fitting),
         lanes,
-        _widest(granule, target, shape.itemsize),
+        widest_lanes(granule, target, shape.itemsize),
         product.registers,
-        block=whole(_BLOCK_TILES, product.columns),
+        # No wider than the output: what is beyond it would be computed too.
+        block=whole(min(math.ceil(_BLOCK_TILES / product.rows), tiles.width), product.columns),
     )
-    if _weight_bytes(shape, config) > _CACHED_WEIGHTS:
-        return replace(config, block=0)
-    return config
+    return config, replace(config, block=0)
 
 
 def _weight_bytes(shape: Conv2dShape, config: WinogradConfig) -> int:
@@ -245,7 +235,7 @@ def _weight_bytes(shape: Conv2dShape, config: WinogradConfig) -> int:
     return config.size**2 * phases * shape.in_channels * shape.out_channels * shape.itemsize
 
 
-def _winograd_cycles(shape: Conv2dShape, target: CpuTarget, config: WinogradConfig) -> float:
+def winograd_cycles(shape: Conv2dShape, target: CpuTarget, config: WinogradConfig) -> float:
     """Estimated cycles of all stages."""
     tiles = tile_shape(shape, config.outputs)
     product = Conv2dConfig(
@@ -253,18 +243,22 @@ def _winograd_cycles(shape: Conv2dShape, target: CpuTarget, config: WinogradConf
     )
     steps = math.prod(shape.strides) * shape.in_channels
     vectors = steps / config.input_lanes + shape.out_channels / config.lanes
+    # The last block may reach beyond the output.
+    tiles = replace(tiles, width=whole(tiles.width, config.block or config.columns))
     each = estimated_cycles(tiles, product, target) * steps
-    each += _TRANSFORM_CYCLES * tiles.height * tiles.width * vectors
-    return _bound(config.size**2 * each, _weight_bytes(shape, config), target)
+    each += _TRANSFORM_CYCLES * config.size * tiles.height * tiles.width * vectors
+    cycles, weights = config.size**2 * each, _weight_bytes(shape, config)
+    if not config.block:
+        # V and M are written, for which their lines are fetched first, and read again.
+        channels = steps + shape.out_channels
+        between = config.size**2 * tiles.height * tiles.width * channels * shape.itemsize
+        return bound_by_weights(cycles, weights, target) + read_cycles(3 * between, between)
+    blocks = math.ceil(tiles.height / config.rows) * math.ceil(tiles.width / config.block)
+    reads = 1 if weights <= _CACHED_WEIGHTS else blocks
+    return max(cycles / target.num_cores, read_cycles(reads * weights, weights))
 
 
-def _bound(cycles: float, weight_bytes: int, target: CpuTarget) -> float:
-    """Cycles of all cores at work, or those in which the weights can be read."""
-    rate = _CACHE_BYTES if weight_bytes <= _SHARED_CACHE else _MEMORY_BYTES
-    return max(cycles / target.num_cores, weight_bytes / rate)
-
-
-def _widest(channels: int, target: CpuTarget, itemsize: int) -> int:
+def widest_lanes(channels: int, target: CpuTarget, itemsize: int) -> int:
     """Lanes of the widest vector that divides the channels."""
     return next(lanes for lanes in target.lane_choices(itemsize) if channels % lanes == 0)
 
@@ -306,7 +300,11 @@ def transform_weights(
 
 
 def winograd(
-    data: te.Tensor, packed: te.Tensor, shape: Conv2dShape, config: WinogradConfig
+    data: te.Tensor,
+    packed: te.Tensor,
+    shape: Conv2dShape,
+    config: WinogradConfig,
+    note: Mapping[str, str],
 ) -> te.Tensor:
     """Convolution over [n, y, x, k] with transformed weights; returns [n, y, x, c]."""
     batch, dtype = data.shape[0], data.dtype
@@ -335,14 +333,14 @@ def winograd(
     # In both transforms: first the rows of every tile, then its columns.
     half = te.compute(
         (batch, rows, columns, size, size, in_channels),
-        lambda n, y, x, i, j, k: _combine(
+        lambda n, y, x, i, j, k: combine(
             matrices.input, i, lambda a: source[n, y * m + a, x * m + j, k], dtype
         ),
         name="input_rows",
     )
     transformed = te.compute(
         half.shape,
-        lambda n, y, x, i, j, k: _combine(
+        lambda n, y, x, i, j, k: combine(
             matrices.input, j, lambda b: half[n, y, x, i, b, k], dtype
         ),
         name="input",
@@ -356,18 +354,18 @@ def winograd(
             axis=[k],
         ),
         name=BLOCK,
-        attrs={CONFIG: asdict(config), PRODUCTS: shape.products},
+        attrs={CONFIG: asdict(config), **note},
     )
     half_output = te.compute(
         (m, size, batch, rows, columns, shape.out_channels),
-        lambda i, j, n, y, x, c: _combine(
+        lambda i, j, n, y, x, c: combine(
             matrices.output, i, lambda a: product[n, y, x, a * size + j, c], dtype
         ),
         name="output_rows",
     )
     tiles = te.compute(
         (m, m, batch, rows, columns, shape.out_channels),
-        lambda i, j, n, y, x, c: _combine(
+        lambda i, j, n, y, x, c: combine(
             matrices.output, j, lambda b: half_output[i, b, n, y, x, c], dtype
         ),
         name="output",
@@ -379,7 +377,7 @@ def winograd(
     )
 
 
-def _combine(matrix: Matrix, row: ir.Expr, term: Callable[[int], ir.Expr], dtype: str) -> ir.Expr:
+def combine(matrix: Matrix, row: ir.Expr, term: Callable[[int], ir.Expr], dtype: str) -> ir.Expr:
     """The row's linear combination of terms, zeros left out; `row` is constant once unrolled."""
     sums = []
     for coefficients in matrix:
@@ -498,7 +496,7 @@ def _declined(schedule: s_tir.Schedule) -> str:
     """Why a function holds no Winograd convolution."""
     if DIRECT not in block_names(schedule):
         return "no convolution with constant weights"
-    return str(schedule.get(schedule.get_sblock(DIRECT)).annotations[DECLINED])
+    return read_choice(schedule, DIRECT).reasons()
 
 
 def match_winograd(schedule: s_tir.Schedule, _target: CpuTarget) -> NoMatch | None:

@@ -94,7 +94,10 @@ def export(
 @shape_option
 @click.option("--precision", type=click.Choice(["default", "strict"]), default="default",
               show_default=True, help="strict: no Winograd, sums as defined.")  # fmt: skip
-@click.option("--explain", is_flag=True, help="Show which rule scheduled each kernel, and why.")
+@click.option("--measure/--no-measure", default=True, show_default=True,
+              help="With --target cpu, time the algorithms of large layers; without, equal inputs "
+              "give equal bytes.")  # fmt: skip
+@click.option("--explain", is_flag=True, help="Show each layer's algorithm, and why it was taken.")
 @common_options
 def compile_command(
     model: Path,
@@ -102,6 +105,7 @@ def compile_command(
     target: str,
     shapes: tuple[tuple[str, tuple[int, ...]], ...],
     precision: str,
+    measure: bool,
     explain: bool,
     quiet: bool,
 ) -> None:
@@ -111,12 +115,12 @@ def compile_command(
     Example:
       leakyforge compile model.onnx --target cpu:x86-64-v3 --shape input=1x3x416x416
     """
-    from leakyforge.render import print_decisions
+    from leakyforge.render import print_layers
 
-    decisions: list[Any] = []
-    path = _compile(model, output, target, dict(shapes), quiet, precision, decisions.append)
+    layers: list[Any] = []
+    path = _compile(model, output, target, dict(shapes), quiet, precision, measure, layers.append)
     if explain:
-        print_decisions(decisions)
+        print_layers(layers)
     _say(quiet, f"wrote {path}")
 
 
@@ -375,7 +379,8 @@ def _compile(
     shapes: dict[str, tuple[int, ...]],
     quiet: bool,
     precision: str = "default",
-    on_decision: Callable[[Any], None] = lambda _decision: None,
+    measure: bool = True,
+    on_layer: Callable[[Any], None] = lambda _report: None,
 ) -> Path:
     """Compile with a progress bar on standard error."""
     from leakyforge.kernels import STAGES
@@ -388,8 +393,9 @@ def _compile(
             output=output,
             shapes=shapes,
             precision=precision,
+            measure=measure,
             on_stage=on_stage,
-            on_decision=on_decision,
+            on_layer=on_layer,
         )
 
 

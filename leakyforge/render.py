@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from leakyforge.exporter.inspect import OnnxSummary
-    from leakyforge.kernels import Decision
+    from leakyforge.kernels import LayerReport
     from leakyforge.runtime import BenchReport, Manifest, ParityReport, ProfileReport
     from leakyforge.runtime.doctor import Finding
     from leakyforge.runtime.manifest import ParityRecord
@@ -129,9 +129,10 @@ def print_profile(report: "ProfileReport") -> None:
         f"{report.model}, variant {report.variant}: {report.threads} threads on {report.cpu}, "
         f"{report.runs} runs, peak {report.peak_gflops:.0f} GFLOP/s, "
         f"copy {report.copy_gb_per_second:.0f} GB/s",
-        "kernel", "algorithm", "input -> output", "ms", "share", "GFLOP", "computed", "GFLOP/s",
+        "layer's output", "kernel", "algorithm", "input -> output", "ms", "share", "GFLOP",
+        "computed", "GFLOP/s",
         "of peak", "MB", "GB/s", "bound by",
-        numbers=range(3, 11),
+        numbers=range(4, 12),
     )  # fmt: skip
     for row in report.kernels:
         products = ["-"] * 4
@@ -143,6 +144,7 @@ def print_profile(report: "ProfileReport") -> None:
                 f"{row.peak_share:.2f}",
             ]
         table.add_row(
+            row.output or "-",
             row.kernel,
             row.algorithm or "-",
             row.shapes,
@@ -155,13 +157,13 @@ def print_profile(report: "ProfileReport") -> None:
         )
     table.add_section()
     table.add_row(
-        "all kernels", "", "", f"{report.kernels_ms:.4f}",
+        "all kernels", "", "", "", f"{report.kernels_ms:.4f}",
         f"{report.kernels_ms / report.run_ms:.1%}", f"{report.flops / 1e9:.3g}",
         f"{report.computed / 1e9:.3g}", "", "", f"{report.bytes_moved / 1e6:.3g}",
     )  # fmt: skip
     between = f"{report.between_ms / report.run_ms:.1%}"
-    table.add_row("between them", "", "", f"{report.between_ms:.4f}", between)
-    table.add_row("a run", "", "", f"{report.run_ms:.4f}", "100.0%")
+    table.add_row("between them", "", "", "", f"{report.between_ms:.4f}", between)
+    table.add_row("a run", "", "", "", f"{report.run_ms:.4f}", "100.0%")
     stdout().print(table)
 
 
@@ -265,13 +267,22 @@ def print_onnx(summary: "OnnxSummary") -> None:
     stdout().print(table)
 
 
-def print_decisions(decisions: Iterable["Decision"]) -> None:
-    """Which rule scheduled each kernel, and why those before it did not; a table per target."""
-    for target, group in itertools.groupby(decisions, lambda decision: decision.target):
-        table = _table(f"Kernels for {target}", "kernel", "rule", "rules that did not apply")
-        for decision in group:
-            refused = "; ".join(f"{rule}: {reason}" for rule, reason in decision.refused.items())
-            table.add_row(decision.function, decision.rule or "none", refused)
+def print_layers(layers: Iterable["LayerReport"]) -> None:
+    """Each layer, its algorithm, and why the others were not taken; a table per target."""
+    for target, group in itertools.groupby(layers, lambda layer: layer.target):
+        table = _table(
+            f"Layers for {target}",
+            "output", "layer", "kernel (rule)", "algorithm", "fused", "why not others",
+        )  # fmt: skip
+        for each in group:
+            table.add_row(
+                each.output or "",
+                each.layer,
+                f"{each.kernel} ({each.rule or 'no rule'})",
+                "" if each.choice is None else each.choice.algorithm,
+                ", ".join(each.epilogue),
+                each.reasons,
+            )
         stdout().print(table)
 
 

@@ -1,7 +1,8 @@
 """What instructions this machine has, asked without a compiler.
 
 An artifact names the CPU features that its code may use in LLVM's words; Linux names the same
-features in `/proc/cpuinfo` in its own (Linux kernel, arch/x86/include/asm/cpufeatures.h).
+features in `/proc/cpuinfo` in its own (Linux kernel, arch/x86/include/asm/cpufeatures.h and
+arch/arm64/kernel/cpuinfo.c).
 """
 
 import functools
@@ -65,6 +66,47 @@ X86_FEATURES = {
     "xop": "xop",
 }
 
+# The same for ARM. Without aes and sha2, which LLVM writes only where they are asked for by name:
+# cores of one name have them or not, as a Raspberry Pi 4's Cortex-A72 has not.
+ARM_FEATURES = {
+    "altnzcv": "flagm2",
+    "bf16": "bf16",
+    "complxnum": "fcma",
+    "crc": "crc32",
+    "cssc": "cssc",
+    "dotprod": "asimddp",
+    "f32mm": "svef32mm",
+    "f64mm": "svef64mm",
+    "flagm": "flagm",
+    "fp-armv8": "fp",
+    "fp16fml": "asimdfhm",
+    "fptoint": "frint",
+    "fullfp16": "asimdhp",
+    "hbc": "hbc",
+    "i8mm": "i8mm",
+    "jsconv": "jscvt",
+    "lse": "atomics",
+    "lse2": "uscat",
+    "mops": "mops",
+    "neon": "asimd",
+    "rcpc": "lrcpc",
+    "rcpc-immo": "ilrcpc",
+    "rcpc3": "lrcpc3",
+    "rdm": "asimdrdm",
+    "sha3": "sha3",
+    "sme": "sme",
+    "sme2": "sme2",
+    "sve": "sve",
+    "sve-bitperm": "svebitperm",
+    "sve2": "sve2",
+    "sve2p1": "sve2p1",
+}
+
+# Features of each instruction set, by its name.
+FEATURES = {"x86_64": X86_FEATURES, "aarch64": ARM_FEATURES}
+# Where /proc/cpuinfo has them.
+_FLAGS = {"x86_64": "flags", "aarch64": "Features"}
+
 
 def machine() -> str:
     """Instruction set of this machine, such as x86_64."""
@@ -72,15 +114,21 @@ def machine() -> str:
 
 
 def model_name(cpuinfo: Path = _CPUINFO) -> str:
-    """The CPU's marketing name, `unknown CPU` where the kernel does not give it."""
-    return _field("model name", cpuinfo) or "unknown CPU"
+    """The CPU's marketing name or, on ARM, its numbers; `unknown CPU` where neither is given."""
+    part = _field("CPU part", cpuinfo)
+    numbers = f"ARM CPU {_field('CPU implementer', cpuinfo)} {part}" if part else ""
+    return _field("model name", cpuinfo) or numbers or "unknown CPU"
 
 
 @functools.cache
 def host_features(cpuinfo: Path = _CPUINFO) -> frozenset[str]:
-    """LLVM names of the features in `X86_FEATURES` that this machine has."""
-    flags = set(_field("flags", cpuinfo).split())
-    return frozenset(llvm for llvm, flag in X86_FEATURES.items() if flag in flags)
+    """LLVM names of the features in `FEATURES` that this machine has."""
+    return frozenset(
+        llvm
+        for name, features in FEATURES.items()
+        for llvm, flag in features.items()
+        if flag in _field(_FLAGS[name], cpuinfo).split()
+    )
 
 
 def _field(name: str, cpuinfo: Path) -> str:

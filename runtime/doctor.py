@@ -38,11 +38,12 @@ class Finding:
 
 def examine() -> list[Finding]:
     """Look at versions, CPU, threads, TVM's runtime and devices."""
-    features = cpu.host_features()
-    widest = next((name for name in ("avx512f", "avx2", "avx") if name in features), "sse2")
+    machine, features = cpu.machine(), cpu.host_features()
+    widths = ("avx512f", "avx2", "avx", "sse2", "sve", "neon")
+    widest = next((name for name in widths if name in features), "no vectors")
     findings = [
         Finding("python", platform.python_version(), True),
-        Finding("cpu", f"{cpu.model_name()}, {cpu.machine()}, {widest}", cpu.machine() == "x86_64"),
+        Finding("cpu", f"{cpu.model_name()}, {machine}, {widest}", machine in cpu.FEATURES),
         Finding("threads", f"{threads.usable_cores()} usable physical cores", True),
     ]
     findings += [_pinned(name, version) for name, version in TVM_PINS.items()]

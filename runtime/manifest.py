@@ -57,7 +57,8 @@ class ParityRecord:
     Attributes:
         result: "pass", or "not run".
         cpu: the processor of the machine that compiled it.
-        lacks: features that the variant needs and that processor lacks; why it was not run.
+        lacks: features that the variant needs and that processor lacks, or the instruction set
+            that it is for; why it was not run.
         outputs: one record for each output of a variant that ran.
     """
 
@@ -73,12 +74,15 @@ class Kernel:
 
     Attributes:
         name: of the function in the library.
-        algorithm: the rule that scheduled it, None where its loops were left as they were.
+        output: name of the layer's output in the ONNX graph, None where it was not traced.
+        algorithm: of a convolution or product, else the rule that scheduled it, None where its
+            loops were left as they were.
         flops: floating-point operations of its convolutions and products by their definition.
-        computed: of the same by the algorithm: of whole tiles, or of Winograd's products.
+        computed: of the same by the algorithm: of whole tiles, or of fewer products.
     """
 
     name: str
+    output: str | None
     algorithm: str | None
     flops: int
     computed: int
@@ -129,7 +133,7 @@ class Manifest:
         onnx_path: where that file was, None for a model that was in memory.
         inputs: what `main` takes.
         outputs: what `main` gives.
-        machine: instruction set, as in x86_64.
+        machine: instruction set, x86_64 or aarch64.
         reference: what computed the reference outputs.
         versions: TVM packages that compiled it; the same must load it.
         leakyforge: version of leakyforge that wrote it.

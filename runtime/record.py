@@ -48,6 +48,9 @@ def record_parity(
 
 
 def _record(artifact: Artifact) -> ParityRecord:
+    machine = artifact.manifest.machine
+    if machine != cpu.machine():
+        return ParityRecord("not run", cpu.model_name(), (f"instruction set {machine}",))
     missing = missing_features(artifact.variant)
     if missing:
         return ParityRecord("not run", cpu.model_name(), missing)

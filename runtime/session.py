@@ -27,6 +27,9 @@ from leakyforge.runtime.tensors import (
 )
 from leakyforge.runtime.tvm_runtime import leave_workers_cpus, load_vm, set_threads, tvm_ffi
 
+# Copying so few bytes takes less time than making a tensor over the caller's memory.
+_COPIED_BYTES = 32 << 10
+
 
 class Session:
     """A loaded artifact.
@@ -61,6 +64,7 @@ class Session:
         self._weight_memory = artifact.weight_memory
         weights = unpack_weights(artifact.weight_memory, artifact.variant.weights)
         self._weights = [_to_tvm(weight) for weight in weights]
+        self._names = [spec.name for spec in self.manifest.outputs]
         self._staging: dict[str, tuple[Array, Any]] = {}
 
     def get_inputs(self) -> list[TensorSpec]:
@@ -85,20 +89,16 @@ class Session:
             InputError: an unknown or missing name, another dtype or another shape.
             ExecutionError: the compiled code refuses what fits the declared shapes.
         """
-        names = [spec.name for spec in self.manifest.outputs]
-        wanted = list(output_names or names)
-        for name in wanted:
-            if name not in names:
-                raise InputError(
-                    f"the model has no output {name!r}; its outputs: {', '.join(names)}"
-                )
+        # Microseconds count here: a small model takes 20 of them.
+        if output_names:
+            self._check_names(output_names)
         feeds = check_feeds(self.manifest.inputs, input_feed)
         with self._lock:
             set_threads(self.threads)
             staged = [self._stage(name, array) for name, array in feeds.items()]
             leave_workers_cpus()
             try:
-                result = self._main(*(tensor for _, tensor in staged), *self._weights)
+                result = self._main(*[tensor for _, tensor in staged], *self._weights)
             except (RuntimeError, ValueError, TypeError) as error:
                 shapes = ", ".join(
                     f"{name} {format_shape(array.shape)}" for name, array in feeds.items()
@@ -106,14 +106,25 @@ class Session:
                 raise ExecutionError(
                     f"model {self.manifest.model!r} failed on {shapes}: {one_line(error)}"
                 ) from error
-            results = [result] if len(names) == 1 else list(result)
-            borrowed = [*(array for array, _ in staged), self._weight_memory]
-            outputs = {}
+            results = [result] if len(self._names) == 1 else result
+            borrowed = [self._weight_memory, *[array for array, _ in staged]]
+            outputs = []
             for spec, tensor in zip(self.manifest.outputs, results, strict=True):
-                array = outputs[spec.name] = _to_numpy(tensor, spec.dtype, borrowed)
+                array = _to_numpy(tensor, spec.dtype, borrowed)
+                outputs.append(array)
                 # An output may be another one under a second name or shape.
                 borrowed.append(array)
-        return [outputs[name] for name in wanted]
+        if not output_names:
+            return outputs
+        return [outputs[self._names.index(name)] for name in output_names]
+
+    def _check_names(self, wanted: Sequence[str]) -> None:
+        """Refuse outputs that the model does not have."""
+        for name in wanted:
+            if name not in self._names:
+                raise InputError(
+                    f"the model has no output {name!r}; its outputs: {', '.join(self._names)}"
+                )
 
     def instrument(self, hook: Callable[..., None] | None) -> None:
         """Have a hook called around every function that a run calls; None takes it away.
@@ -127,7 +138,7 @@ class Session:
     def _stage(self, name: str, array: Array) -> tuple[Array, Any]:
         """The array and a tensor over it, or over an aligned copy, whose memory is kept."""
         # DLPack as tvm_ffi speaks it cannot say "read-only", and numpy then refuses.
-        if is_aligned(array) and array.flags.writeable:
+        if array.nbytes > _COPIED_BYTES and is_aligned(array) and array.flags.writeable:
             return array, _to_tvm(array)
         staged = self._staging.get(name)
         if staged is None or staged[0].shape != array.shape:
@@ -143,23 +154,31 @@ def check_feeds(specs: Sequence[TensorSpec], feeds: Mapping[str, Any]) -> dict[s
     Raises:
         InputError: names the input and both dtypes or both shapes.
     """
-    missing = [spec.name for spec in specs if spec.name not in feeds]
-    if missing or len(feeds) != len(specs):
-        names = [spec.name for spec in specs]
-        unknown = [name for name in feeds if name not in names]
-        problem = f"unknown input {unknown[0]!r}" if unknown else f"input {missing[0]!r} is missing"
-        raise InputError(f"{problem}; the model takes: {', '.join(names)}")
     arrays = {}
     symbols: dict[str, int] = {}
     for spec in specs:
-        array = np.asarray(feeds[spec.name])
+        name = spec.name
+        if name not in feeds or len(feeds) != len(specs):
+            raise _wrong_names([spec.name for spec in specs], feeds)
+        arrays[name] = array = np.asarray(feeds[name])
         if array.dtype != numpy_dtype(spec.dtype):
             raise InputError(
-                f"input {spec.name!r} has dtype {array.dtype}, the model takes {spec.dtype}"
+                f"input {name!r} has dtype {array.dtype}, the model takes {spec.dtype}"
             )
-        bind_shape(spec, array.shape, symbols)
-        arrays[spec.name] = array
+        if array.shape != spec.shape:
+            bind_shape(spec, array.shape, symbols)
     return arrays
+
+
+def _wrong_names(names: Sequence[str], feeds: Mapping[str, Any]) -> InputError:
+    """The error that says which name is unknown or missing."""
+    unknown = [name for name in feeds if name not in names]
+    problem = (
+        f"unknown input {unknown[0]!r}"
+        if unknown
+        else f"input {next(name for name in names if name not in feeds)!r} is missing"
+    )
+    return InputError(f"{problem}; the model takes: {', '.join(names)}")
 
 
 def _to_tvm(array: Array) -> Any:
@@ -180,8 +199,10 @@ def _to_numpy(tensor: Any, dtype: str, borrowed: Sequence[Array]) -> Array:
         array = np.from_dlpack(_retyped(tensor, "uint16")).view(numpy_dtype(dtype))
     else:
         array = np.from_dlpack(tensor)
-    shared = any(np.may_share_memory(array, source) for source in borrowed)
-    return array.copy() if shared or not array.flags.writeable else array
+    for source in borrowed:
+        if np.may_share_memory(array, source):
+            return array.copy()
+    return array if array.flags.writeable else array.copy()
 
 
 def _retyped(tensor: Any, dtype: str) -> Any:

@@ -44,10 +44,11 @@ def choose_variant(manifest: Manifest, path: Path, name: str | None = None) -> V
         missing = missing_features(variant)
         if not missing:
             return variant
+    everywhere = ", or with --target cpu:fat for every x86-64 machine"
     raise ArtifactCpuError(
         f"artifact {path} was compiled for {variant.name} and needs CPU features that "
-        f"{cpu.model_name()} lacks: {', '.join(missing)}; compile it with --target cpu here, "
-        "or with --target cpu:fat for every x86-64 machine"
+        f"{cpu.model_name()} lacks: {', '.join(missing)}; compile it with --target cpu here"
+        f"{everywhere if manifest.machine == 'x86_64' else ''}"
     )
 
 

@@ -208,8 +208,8 @@ class TestVariants:
             "compile", model, "--target", "cpu:fat", "-o", output, "--explain"
         )
         assert (status, err) == (0, "")
-        titles = [line.strip() for line in out.splitlines() if line.startswith("Kernels")]
-        assert titles == [f"Kernels for {name}" for name in ("x86-64-v4", "x86-64-v3", "x86-64")]
+        titles = [line.strip() for line in out.splitlines() if line.startswith("Layers")]
+        assert titles == [f"Layers for {name}" for name in ("x86-64-v4", "x86-64-v3", "x86-64")]
         assert out.endswith(f"wrote {output}\n")
 
     def test_compile_on_an_old_cpu_says_what_was_not_run(self, invoke, conv, tmp_path, old_cpu):

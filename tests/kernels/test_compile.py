@@ -1,6 +1,7 @@
 """Whole models through `compile`: shapes, names, targets, and agreement with ONNX Runtime."""
 
 import sys
+import zipfile
 
 import numpy as np
 import onnx
@@ -9,6 +10,7 @@ import pytest
 from onnx import numpy_helper
 
 from leakyforge.errors import (
+    ArtifactCpuError,
     ArtifactError,
     ArtifactIsDirectoryError,
     CompileError,
@@ -291,6 +293,52 @@ class TestTargets:
         assert set(read_artifact(symbolic).variant.features) == host_features()
 
 
+# By this machine's instruction set, a target of the other one.
+FOREIGN = {"x86_64": ("cpu:cortex-a72", "aarch64"), "aarch64": ("cpu:x86-64-v3", "x86_64")}
+# Of the ELF header (System V ABI, e_machine).
+ELF_MACHINES = {"x86_64": 62, "aarch64": 183}
+
+
+class TestOtherInstructionSet:
+    """What this machine compiles and cannot run."""
+
+    @pytest.fixture(scope="class")
+    def foreign(self, network_file, tmp_path_factory):
+        target, machine = FOREIGN[cpu.machine()]
+        path = tmp_path_factory.mktemp("foreign") / "foreign.lfa"
+        return compile(network_file, target, output=path), machine
+
+    def test_library_is_for_it(self, foreign):
+        path, machine = foreign
+        manifest = read_manifest(path)
+        assert manifest.machine == machine
+        with zipfile.ZipFile(path) as archive:
+            library = archive.read(manifest.variants[0].library)
+        assert library[:4] == b"\x7fELF"
+        assert int.from_bytes(library[18:20], "little") == ELF_MACHINES[machine]
+
+    def test_library_without_kernels_is_for_it(self, parse, tmp_path):
+        """TVM asks the linker's side for the triple where no kernel tells it."""
+        target, machine = FOREIGN[cpu.machine()]
+        model = parse("g (float[3] x) => (float[3] y) { y = Identity (x) }")
+        path = compile(model, target, output=tmp_path / "m.lfa")
+        with zipfile.ZipFile(path) as archive:
+            library = archive.read(read_manifest(path).variants[0].library)
+        assert int.from_bytes(library[18:20], "little") == ELF_MACHINES[machine]
+
+    def test_parity_is_not_run_and_says_why(self, foreign):
+        path, machine = foreign
+        record = read_manifest(path).variants[0].parity
+        assert (record.result, record.cpu) == ("not run", cpu.model_name())
+        assert record.lacks == (f"instruction set {machine}",)
+
+    def test_session_refuses_it(self, foreign):
+        path, machine = foreign
+        message = f"artifact {path} is for {machine}, this machine is {cpu.machine()}"
+        with pytest.raises(ArtifactCpuError, match=message):
+            Session(path)
+
+
 class TestFat:
     @pytest.fixture(scope="class")
     def fat(self, network_file, tmp_path_factory):
@@ -491,7 +539,7 @@ class TestPrecision:
             refused = [decision.refused.get("winograd") for decision in decisions]
         assert "winograd" in rules["default"]
         assert "winograd" not in rules["strict"]
-        assert "precision is strict" in refused
+        assert "precision is strict: no Winograd" in refused
 
     def test_unknown_one_is_refused(self, tmp_path):
         model = export("digits", tmp_path / "digits.onnx")

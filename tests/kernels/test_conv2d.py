@@ -280,7 +280,7 @@ def test_definition_has_no_padding_where_none_is_needed():
     data = tvm.te.placeholder((1, 8, 8, 16), "float32")
     packed = tvm.te.placeholder((1, 1, 1, 16, 16), "float32")
     function = tvm.te.create_prim_func(
-        [data, packed, conv2d(data, packed, shape_of(case), config, "")]
+        [data, packed, conv2d(data, packed, shape_of(case), config, {})]
     )
     text = function.script()
     assert BLOCK in text

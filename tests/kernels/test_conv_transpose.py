@@ -1,11 +1,20 @@
 """Convolutions of one dimension and transposed ones against ONNX Runtime."""
 
+import functools
+
 import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from leakyforge.kernels import Decision, compile
-from leakyforge.kernels.conv_transpose import TransposedShape, phase_weights
+from leakyforge.kernels import Decision, compile, parse_target
+from leakyforge.kernels.algorithms import prefers_products
+from leakyforge.kernels.conv_transpose import (
+    TransposedShape,
+    add_products,
+    phase_weights,
+    product_weights,
+)
+from leakyforge.kernels.schedules import match_elementwise
 from leakyforge.runtime import Session
 from leakyforge.runtime.parity import compare
 from leakyforge.runtime.reference import load_reference
@@ -81,7 +90,7 @@ def test_scheduled_by_our_rules(tmp_path, name):
     decisions: list[Decision] = []
     compile(model(name, 1), output=tmp_path / "m.lfa", on_decision=decisions.append)
     rules = {decision.function: decision.rule for decision in decisions}
-    assert "conv2d" in rules.values()
+    assert {"conv2d", "winograd1d"} & set(rules.values())
     assert None not in rules.values()
 
 
@@ -94,3 +103,50 @@ def test_phases_of_a_kernel_that_the_stride_does_not_divide():
     # Phase 0 takes r = 0 and 2, phase 1 takes r = 1; later inputs first.
     assert phase_weights(weight, shape)[:, 0, :, 0].tolist() == [[3, 1], [0, 2]]
     assert shape.taps == (1, 2)
+
+
+@pytest.mark.parametrize("kernel", [(1, 1), (2, 3), (4, 4), (5, 3)])
+@pytest.mark.parametrize("strides", [(1, 1), (2, 2), (2, 3)])
+def test_products_add_up_to_the_definition(run_kernel, kernel, strides):
+    height, width, channels = 4, 5, 8
+    (top, left), (rows, columns) = (kernel[0] // 2, kernel[1] // 3), kernel
+    full = ((height - 1) * strides[0] + rows, (width - 1) * strides[1] + columns)
+    # One row less than the padding leaves, and one column more, as output_padding adds.
+    out_height, out_width = full[0] - 2 * top - (full[0] - 2 * top > 1), full[1] - left
+    shape = TransposedShape(
+        height, width, 16, channels, kernel, strides, (top, left), out_height, out_width, 4
+    )
+    generator = np.random.default_rng(0)
+    data = generator.standard_normal((2, height, width, 16)).astype(np.float32)
+    weight = generator.standard_normal((16, rows, columns, channels)).astype(np.float32)
+    products = data @ product_weights(weight)[:, 0, 0].T
+    actual = run_kernel(
+        functools.partial(add_products, shape=shape, rank=4),
+        lambda schedule: match_elementwise(schedule, parse_target("cpu")),
+        [products],
+    )
+    scattered = np.zeros((2, *full, channels))
+    for y in range(height):
+        for x in range(width):
+            block = np.einsum("nk,krsc->nrsc", data[:, y, x].astype(np.float64), weight)
+            first, second = y * strides[0], x * strides[1]
+            scattered[:, first : first + rows, second : second + columns] += block
+    desired = scattered[:, top : top + out_height, left : left + out_width]
+    limits = tolerance("float32", 16 * rows * columns)
+    np.testing.assert_allclose(
+        actual, desired, rtol=0, atol=limits.range_share * np.abs(desired).max()
+    )
+
+
+@pytest.mark.parametrize(
+    ("size", "channels", "products"), [(1, (100, 512), True), (4, (512, 256), True),
+                                       (64, (64, 32), False)],
+)  # fmt: skip
+def test_small_inputs_are_multiplied_pixel_by_pixel(size, channels, products):
+    """The phases of a small input are mostly border, or all of it."""
+    out = 2 * size if size > 1 else 4
+    stride, pad = (2, 1) if size > 1 else (1, 0)
+    shape = TransposedShape(
+        size, size, *channels, (4, 4), (stride, stride), (pad, pad), out, out, 4
+    )
+    assert prefers_products(shape, parse_target("cpu:znver4"), strict=False) is products

@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 
 from leakyforge.kernels import parse_target
+from leakyforge.kernels.algorithms import algorithms
 from leakyforge.kernels.conv2d import Conv2dShape
 from leakyforge.kernels.schedules import NoMatch
 from leakyforge.kernels.winograd import (
     WinogradConfig,
     cook_toom,
     transform_weights,
-    winograd_config,
+    winograd_configs,
 )
 
 SHAPE = Conv2dShape(
@@ -85,17 +86,29 @@ def test_weights_of_a_stride_are_those_of_its_phases():
 
 
 def test_joined_inputs_decide_the_vectors():
-    config = winograd_config(SHAPE, HOST, 8)
-    assert isinstance(config, WinogradConfig)
-    assert config.input_lanes <= 8
+    configs = winograd_configs(SHAPE, HOST, 8)
+    assert {config.input_lanes for config in configs} <= {4, 8}
+
+
+def best(shape, target):
+    found, _ = algorithms(shape, target, shape.in_channels, strict=False)
+    return found[0]
 
 
 def test_large_weights_take_smaller_tiles():
     """F(4, 3) would read four times the weights of the model from memory."""
+    target = parse_target('{"kind":"llvm","mcpu":"znver5","num-cores":2}')
     shape = dataclasses.replace(SHAPE, height=14, width=14, in_channels=512, out_channels=1024)
-    config = winograd_config(shape, parse_target('{"kind":"llvm","mcpu":"znver5","num-cores":2}'))
-    assert isinstance(config, WinogradConfig)
-    assert config.outputs == 2
+    assert best(shape, target).config.outputs == 2
+
+
+def test_weights_in_a_cache_take_blocks():
+    assert best(SHAPE, HOST).name == "F(4, 3) in blocks"
+
+
+def test_one_pixel_is_computed_directly():
+    """Winograd would compute a whole tile."""
+    assert best(dataclasses.replace(SHAPE, height=1, width=1), HOST).name == "direct"
 
 
 def test_config_over_budget_is_refused():
@@ -113,11 +126,10 @@ def test_config_over_budget_is_refused():
         ({"dilation": (2, 2)}, "without dilation"),
         ({"in_channels": 3}, "channels in multiples of"),
         ({"out_channels": 255}, "channels in multiples of"),
-        ({"height": 1, "width": 1}, "of the direct time"),
     ],
 )
 def test_declines_with_a_reason(change, reason):
-    declined = winograd_config(dataclasses.replace(SHAPE, **change), HOST)
+    declined = winograd_configs(dataclasses.replace(SHAPE, **change), HOST)
     assert isinstance(declined, NoMatch)
     assert reason in declined.reason
 
@@ -127,9 +139,12 @@ def test_declines_with_a_reason(change, reason):
 def test_tiles_are_whole_and_fit_the_registers(target, channels):
     parsed = parse_target(target)
     shape = dataclasses.replace(SHAPE, in_channels=channels[0], out_channels=channels[1])
-    config = winograd_config(shape, parsed)
-    assert isinstance(config, WinogradConfig)
-    assert channels[1] % config.channels == 0
-    assert channels[0] % config.input_lanes == 0
-    accumulators = config.rows * config.columns * config.vectors
-    assert accumulators + config.vectors + 1 <= parsed.vector_registers
+    configs = winograd_configs(shape, parsed)
+    assert {(config.outputs, config.block > 0) for config in configs} == {
+        (2, True), (2, False), (4, True), (4, False),
+    }  # fmt: skip
+    for config in configs:
+        assert channels[1] % config.channels == 0
+        assert channels[0] % config.input_lanes == 0
+        accumulators = config.rows * config.columns * config.vectors
+        assert accumulators + config.vectors + 1 <= parsed.vector_registers

@@ -424,6 +424,13 @@ def test_cpuinfo(tmp_path):
     )
     assert cpu.host_features(file) == {"sse2", "sse3", "avx2", "bmi"}
     assert cpu.model_name(file) == "Some CPU @ 2 GHz: fast"
+    file = tmp_path / "cpuinfo_arm"
+    file.write_text(
+        "processor\t: 0\nBogoMIPS\t: 108.00\nFeatures\t: fp asimd aes crc32 atomics asimdhp\n"
+        "CPU implementer\t: 0x41\nCPU architecture: 8\nCPU part\t: 0xd0c\n"
+    )
+    assert cpu.host_features(file) == {"fp-armv8", "neon", "crc", "lse", "fullfp16"}
+    assert cpu.model_name(file) == "ARM CPU 0x41 0xd0c"
     assert cpu.host_features(tmp_path / "absent") == frozenset()
     assert cpu.model_name(tmp_path / "absent") == "unknown CPU"
 

@@ -1,0 +1,196 @@
+"""The algorithms that compute a convolution, with one face: estimate, definition, schedule.
+
+    direct      `conv2d`: the definition's sum, a tile of output pixels and channels in registers
+    dot         `conv2d_dot`: the same sum for few output channels, vectors along the input's
+    F(m, r)     `winograd`: tiles of m x m outputs, fewer multiplications, more weights
+                `winograd1d`: tiles of m outputs along one axis
+
+What an algorithm is estimated to take is in docs/cost-model.md.
+"""
+
+import functools
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from tvm import s_tir, te
+
+from leakyforge.kernels.conv2d import (
+    PRODUCTS,
+    Conv2dConfig,
+    Conv2dShape,
+    conv2d,
+    direct_cycles,
+    heuristic_config,
+    pack_weights,
+    schedule_conv2d,
+)
+from leakyforge.kernels.conv2d_dot import (
+    DotConfig,
+    conv2d_dot,
+    dot_config,
+    dot_cycles,
+    pack_dot_weights,
+    schedule_conv2d_dot,
+)
+from leakyforge.kernels.conv_transpose import TransposedShape, add_cycles
+from leakyforge.kernels.schedules import NoMatch
+from leakyforge.kernels.target import CpuTarget
+from leakyforge.kernels.winograd import (
+    WinogradConfig,
+    schedule_winograd,
+    transform_weights,
+    winograd,
+    winograd_configs,
+    winograd_cycles,
+)
+from leakyforge.kernels.winograd1d import (
+    Winograd1dConfig,
+    schedule_winograd1d,
+    transform_weights1d,
+    winograd1d,
+    winograd1d_configs,
+    winograd1d_cycles,
+)
+
+Config = Conv2dConfig | DotConfig | WinogradConfig | Winograd1dConfig
+Definition = Callable[..., te.Tensor]
+
+
+@dataclass(frozen=True)
+class Algorithm:
+    """A way to compute a convolution.
+
+    Attributes:
+        config: its sizes; their type names the algorithm.
+        cycles: estimated, with all cores at work.
+    """
+
+    config: Config
+    cycles: float
+
+    def define(self, shape: Conv2dShape, note: Mapping[str, str], *, copies: bool) -> Definition:
+        """The convolution over data of rank 4 and packed weights; `copies` as in `conv2d`."""
+        note = {**note, PRODUCTS: str(shape.products)}
+        if isinstance(self.config, WinogradConfig):
+            return functools.partial(winograd, shape=shape, config=self.config, note=note)
+        if isinstance(self.config, Winograd1dConfig):
+            return functools.partial(winograd1d, shape=shape, config=self.config, note=note)
+        if isinstance(self.config, DotConfig):
+            return functools.partial(
+                conv2d_dot, shape=shape, config=self.config, note=note, copies=copies
+            )
+        return functools.partial(conv2d, shape=shape, config=self.config, note=note, copies=copies)
+
+    def pack(self, weight: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
+        """Weights [out][row][column][in] as the definition takes them."""
+        if isinstance(self.config, WinogradConfig):
+            return transform_weights(weight, self.config)
+        if isinstance(self.config, Winograd1dConfig):
+            return transform_weights1d(weight, self.config)
+        if isinstance(self.config, DotConfig):
+            return pack_dot_weights(weight, self.config)
+        return pack_weights(weight, self.config)
+
+    def packed_shape(self, shape: Conv2dShape) -> tuple[int, ...]:
+        """Sizes of the packed weights."""
+        config = self.config
+        if isinstance(config, DotConfig):
+            vectors = shape.in_channels // config.lanes
+            return (*shape.kernel, vectors, shape.out_channels, config.lanes)
+        tiles = math.ceil(shape.out_channels / config.channels)
+        if isinstance(config, WinogradConfig):
+            in_channels = math.prod(shape.strides) * shape.in_channels
+            return (config.size**2, tiles, in_channels, config.channels)
+        if isinstance(config, Winograd1dConfig):
+            return (config.size, tiles, config.parts, shape.in_channels, config.channels)
+        return (tiles, *shape.kernel, shape.in_channels, config.channels)
+
+    def schedule(self, schedule: s_tir.Schedule) -> None:
+        """Schedule a function that holds the definition."""
+        if isinstance(self.config, WinogradConfig):
+            schedule_winograd(schedule, self.config)
+        elif isinstance(self.config, Winograd1dConfig):
+            schedule_winograd1d(schedule, self.config)
+        elif isinstance(self.config, DotConfig):
+            schedule_conv2d_dot(schedule, self.config)
+        else:
+            schedule_conv2d(schedule, self.config)
+
+    @property
+    def name(self) -> str:
+        """In words, such as `F(4, 3) in blocks`; different for all algorithms of one layer."""
+        if isinstance(self.config, WinogradConfig):
+            blocks = " in blocks" if self.config.block else ""
+            return f"F({self.config.outputs}, {self.config.kernel}){blocks}"
+        if isinstance(self.config, Winograd1dConfig):
+            parts = f"{self.config.parts} x " if self.config.parts > 1 else ""
+            return f"{parts}F({self.config.outputs}, {self.config.kernel}) along one axis"
+        return "dot" if isinstance(self.config, DotConfig) else "direct"
+
+    def __str__(self) -> str:
+        """In words, with the register tile."""
+        config = self.config
+        if isinstance(config, DotConfig):
+            tile = f"1x{config.columns} x {config.channels} channels, {config.lanes} lanes"
+            return f"dot, tile {tile}"
+        vectors = f"{config.vectors} vector{'s' if config.vectors > 1 else ''}"
+        lanes = f"{vectors} of {config.lanes} lanes"
+        if isinstance(config, Winograd1dConfig):
+            return f"Winograd {self.name}, tile {config.lines}x{config.tiles} x {lanes}"
+        name = f"Winograd {self.name}" if isinstance(config, WinogradConfig) else self.name
+        return f"{name}, tile {config.rows}x{config.columns} x {lanes}"
+
+
+def algorithms(
+    shape: Conv2dShape, target: CpuTarget, granule: int, *, strict: bool
+) -> tuple[list[Algorithm], tuple[str, ...]]:
+    """What can compute a convolution, the least estimate first, and why the rest cannot.
+
+    Args:
+        shape: the convolution.
+        target: the CPU.
+        granule: input channels that lie together in memory.
+        strict: keep to the sums of the definition.
+    """
+    direct = heuristic_config(shape, target)
+    found = [Algorithm(direct, direct_cycles(shape, direct, target))]
+    refused = []
+    dot = dot_config(shape, target)
+    if isinstance(dot, DotConfig):
+        found.append(Algorithm(dot, dot_cycles(shape, dot, target)))
+    elif shape.out_channels < direct.lanes:
+        # With more channels nobody expects it.
+        refused.append(f"dot: {dot.reason}")
+    fewer = _winograds(shape, target, granule, strict=strict)
+    if isinstance(fewer, NoMatch):
+        refused.append(fewer.reason)
+    else:
+        found += fewer
+    return sorted(found, key=lambda algorithm: algorithm.cycles), tuple(refused)
+
+
+def _winograds(
+    shape: Conv2dShape, target: CpuTarget, granule: int, *, strict: bool
+) -> list[Algorithm] | NoMatch:
+    """Winograd's algorithms for a convolution, or why there are none."""
+    if strict:
+        return NoMatch("precision is strict: no Winograd")
+    if min(shape.kernel) == 1 < max(shape.kernel):
+        lines = winograd1d_configs(shape, target, granule)
+        if isinstance(lines, NoMatch):
+            return lines
+        return [Algorithm(each, winograd1d_cycles(shape, target, each)) for each in lines]
+    tiles = winograd_configs(shape, target, granule)
+    if isinstance(tiles, NoMatch):
+        return tiles
+    return [Algorithm(each, winograd_cycles(shape, target, each)) for each in tiles]
+
+
+def prefers_products(shape: TransposedShape, target: CpuTarget, *, strict: bool) -> bool:
+    """Whether a transposed convolution is estimated to be faster as products than as phases."""
+    (phases, *_), _ = algorithms(shape.phases(), target, shape.in_channels, strict=strict)
+    (products, *_), _ = algorithms(shape.products(), target, shape.in_channels, strict=strict)
+    return products.cycles + add_cycles(shape, target) < phases.cycles

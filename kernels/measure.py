@@ -1,0 +1,166 @@
+"""Timing the algorithms of a convolution on this machine, as they would run inside of a model.
+
+Between two runs of a layer, a model reads its other weights and writes its other tensors: what a
+layer finds in the caches is its input, which the layer before has just written, and of its weights
+only what those others left there. So before each run as many bytes are copied as the model's other
+layers touch, then the input is written, both by the threads that run the layer. The algorithms take
+turns, so that a disturbance of the machine meets all of them; the first run of a turn, before which
+another algorithm's weights were read, is not counted. The least time of each algorithm is taken
+once another run confirms it; where the machine is too busy for that, nothing is measured.
+"""
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import tvm
+from tvm import s_tir, te
+
+from leakyforge.kernels.algorithms import Algorithm
+from leakyforge.kernels.conv2d import Conv2dShape
+from leakyforge.kernels.schedules import schedule_elementwise
+from leakyforge.kernels.sources import Read
+from leakyforge.kernels.target import CpuTarget
+from leakyforge.runtime.tvm_runtime import leave_workers_cpus, set_threads
+
+# Runs in a turn, the first of which is not counted.
+_TURN = 4
+# Counted runs of each algorithm, at least, and seconds for each after which it is given up.
+_LEAST_RUNS, _MOST_SECONDS = 6, 0.25
+# Share by which the two least times of an algorithm may differ.
+NOISE = 0.03
+# More than last-level caches hold: copying more changes nothing.
+_MOST_BETWEEN = 64 << 20
+
+Run = Callable[[], None]
+_Key = tuple[object, ...]
+
+_measured: dict[_Key, list[float] | None] = {}
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A convolution and what it reads.
+
+    Attributes:
+        shape: the convolution.
+        inputs: sizes of the tensors that it reads, batches included.
+        read: its input of rank 4, as a definition over them.
+        copies: whether `read` takes several steps, see `conv2d`.
+    """
+
+    shape: Conv2dShape
+    inputs: tuple[tuple[int, ...], ...]
+    read: Read
+    copies: bool
+
+
+@dataclass(frozen=True)
+class Stopwatch:
+    """Times algorithms on this machine, inside of a model.
+
+    Attributes:
+        target: this machine.
+        between: bytes that the model touches between two runs of one of its layers.
+    """
+
+    target: CpuTarget
+    between: int
+
+    def seconds(self, layer: Layer, candidates: Sequence[Algorithm]) -> list[float] | None:
+        """Seconds of each algorithm, infinite where its schedule fails; None if nothing is certain.
+
+        Measured once for each layer, target, number of threads and bytes between runs.
+        """
+        between = min(self.between, _MOST_BETWEEN)
+        # The sizes of the inputs say how they are read too.
+        key = (layer.shape, layer.inputs, tuple(each.config for each in candidates),
+               str(self.target.tvm), self.target.num_cores, between)  # fmt: skip
+        if key not in _measured:
+            _measured[key] = _time(layer, candidates, self.target, between)
+        return _measured[key]
+
+
+def _time(
+    layer: Layer, candidates: Sequence[Algorithm], target: CpuTarget, between: int
+) -> list[float] | None:
+    """The least seconds of each algorithm."""
+    set_threads(target.num_cores)
+    leave_workers_cpus()
+    dtype = f"float{8 * layer.shape.itemsize}"
+    inputs = [_random(shape, dtype) for shape in layer.inputs]
+    before = [_copy_onto(tensor, target) for tensor in inputs]
+    if between:
+        before.insert(0, _copy_onto(_random((between // 8,), "float32"), target))
+    runs: dict[int, Run] = {}
+    for index, each in enumerate(candidates):
+        try:
+            runs[index] = _build(layer, each, target, inputs)
+        except s_tir.ScheduleError:
+            # The pipeline would leave such a kernel's loops as they were.
+            continue
+    samples: dict[int, list[float]] = {index: [] for index in runs}
+    deadline = time.perf_counter() + _MOST_SECONDS * len(runs)
+    while not all(_is_confirmed(times) for times in samples.values()):
+        if time.perf_counter() > deadline:
+            return None
+        for index, run in runs.items():
+            samples[index] += _turn(run, before)
+    return [min(samples[index]) if index in runs else math.inf for index in range(len(candidates))]
+
+
+def _turn(run: Run, before: Sequence[Run]) -> list[float]:
+    """Seconds of the runs of one turn that count."""
+    times = []
+    for _ in range(_TURN):
+        for copy in before:
+            copy()
+        start = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - start)
+    return times[1:]
+
+
+def _is_confirmed(times: Sequence[float]) -> bool:
+    """Whether a second run took about the least time."""
+    if len(times) < _LEAST_RUNS:
+        return False
+    least, second, *_ = sorted(times)
+    return second <= (1 + NOISE) * least
+
+
+def _build(
+    layer: Layer, algorithm: Algorithm, target: CpuTarget, inputs: Sequence[tvm.runtime.Tensor]
+) -> Run:
+    """One kernel, bound to inputs, random weights and an output."""
+    dtype = str(inputs[0].dtype)
+    data = [te.placeholder(shape, dtype) for shape in layer.inputs]
+    packed = te.placeholder(algorithm.packed_shape(layer.shape), dtype)
+    define = algorithm.define(layer.shape, {}, copies=layer.copies)
+    output = define(layer.read(*data), packed)
+    schedule = s_tir.Schedule(te.create_prim_func([*data, packed, output]))
+    algorithm.schedule(schedule)
+    kernel = tvm.compile(schedule.mod, target=target.tvm)["main"]
+    weights = _random([int(size) for size in packed.shape], dtype)
+    result = _random([int(size) for size in output.shape], dtype)
+    return lambda: kernel(*inputs, weights, result)
+
+
+def _copy_onto(tensor: tvm.runtime.Tensor, target: CpuTarget) -> Run:
+    """A copy of equal values onto a tensor, from memory of its own, by all threads."""
+    source = te.placeholder(tensor.shape, str(tensor.dtype))
+    copied = te.compute(source.shape, lambda *index: source(*index), name="copy")
+    schedule = s_tir.Schedule(te.create_prim_func([source, copied]))
+    lanes = target.lane_choices(4)[0]
+    schedule_elementwise(schedule, schedule.get_sblock("copy"), lanes)
+    kernel = tvm.compile(schedule.mod, target=target.tvm)["main"]
+    other = tvm.runtime.tensor(tensor.numpy())
+    return lambda: kernel(other, tensor)
+
+
+def _random(shape: Sequence[int], dtype: str) -> tvm.runtime.Tensor:
+    """Numbers in [-0.5, 0.5): no zeros or denormals in quantity, which could take other time."""
+    values = np.random.default_rng(0).random(shape, np.dtype(dtype).type)
+    return tvm.runtime.tensor(values - np.dtype(dtype).type(0.5))
