@@ -18,6 +18,7 @@ import numpy.typing as npt
 from tvm import s_tir, te
 
 from leakyforge.kernels.conv2d import (
+    PRODUCTS,
     Conv2dConfig,
     Conv2dShape,
     conv2d,
@@ -72,6 +73,7 @@ class Algorithm:
 
     def define(self, shape: Conv2dShape, note: Mapping[str, str], *, copies: bool) -> Definition:
         """The convolution over data of rank 4 and packed weights; `copies` as in `conv2d`."""
+        note = {**note, PRODUCTS: str(shape.products)}
         if isinstance(self.config, WinogradConfig):
             return functools.partial(winograd, shape=shape, config=self.config, note=note)
         if isinstance(self.config, Winograd1dConfig):

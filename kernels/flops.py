@@ -6,7 +6,7 @@
 Both count convolutions and products of matrices only, a multiplication and an addition for each
 product, and a symbolic size as 1. They differ where a direct convolution computes whole tiles, of
 which it keeps what is inside; in transposed convolutions, whose phases are wider than the input;
-and in Winograd's, whose transforms are not counted.
+and in Winograd's and Strassen's, whose transforms are not counted.
 """
 
 import math
@@ -43,8 +43,8 @@ def product_flops(function: tirx.PrimFunc) -> tuple[int, int]:
         products = math.prod(_size(axis) for axis in block.iter_vars)
         computed += 2 * products
         if PRODUCTS in block.annotations:
-            # Our own carry those of the definition, for each image.
-            products = _size(block.iter_vars[0]) * int(block.annotations[PRODUCTS])
+            # Our own carry those of the definition.
+            products = _size(block.iter_vars[0]) * int(str(block.annotations[PRODUCTS]))
         defined += 2 * products
     return defined, computed
 

@@ -173,6 +173,8 @@ def strassen(
         (rows, 7, inner), lambda m, g, k: combine(_LEFT, g, quarter(m, k), dtype), name="input"
     )
     k = te.reduce_axis((0, inner), "k")
+    # Of two rows of the result, which a step of the outermost axis computes.
+    products = 8 * inner * tiles * channels
     product = te.compute(
         (rows, 7, tiles, channels),
         lambda m, g, t, c: te.sum(sums[m, g, k] * packed[g, t, k, c], axis=[k]),

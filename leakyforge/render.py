@@ -131,7 +131,7 @@ def print_profile(report: "ProfileReport") -> None:
         f"copy {report.copy_gb_per_second:.0f} GB/s",
         "layer", "algorithm", "kernel", "ms", "share", "GFLOP", "computed", "GFLOP/s",
         "of peak", "MB", "GB/s", "bound by",
-        numbers=range(3, 11),
+        numbers=range(4, 12),
     )  # fmt: skip
     for row in report.kernels:
         products = ["-"] * 4
@@ -155,13 +155,13 @@ def print_profile(report: "ProfileReport") -> None:
         )
     table.add_section()
     table.add_row(
-        "all kernels", "", "", f"{report.kernels_ms:.4f}",
+        "all kernels", "", "", "", f"{report.kernels_ms:.4f}",
         f"{report.kernels_ms / report.run_ms:.1%}", f"{report.flops / 1e9:.3g}",
         f"{report.computed / 1e9:.3g}", "", "", f"{report.bytes_moved / 1e6:.3g}",
     )  # fmt: skip
     between = f"{report.between_ms / report.run_ms:.1%}"
-    table.add_row("between them", "", "", f"{report.between_ms:.4f}", between)
-    table.add_row("a run", "", "", f"{report.run_ms:.4f}", "100.0%")
+    table.add_row("between them", "", "", "", f"{report.between_ms:.4f}", between)
+    table.add_row("a run", "", "", "", f"{report.run_ms:.4f}", "100.0%")
     stdout().print(table)
 
 

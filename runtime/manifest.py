@@ -78,7 +78,7 @@ class Kernel:
         algorithm: of a convolution or product with its sizes, else the rule that scheduled it; None
             where its loops were left as they were.
         flops: floating-point operations of its convolutions and products by their definition.
-        computed: of the same by the algorithm: of whole tiles, or of Winograd's products.
+        computed: of the same by the algorithm: of whole tiles, or of fewer products.
     """
 
     name: str
