@@ -12,7 +12,7 @@ from tvm import relax
 
 from leakyforge.errors import CompileError, LeakyforgeError, ModelError, ShapeError
 from leakyforge.kernels.explain import LayerReport, report_layers
-from leakyforge.kernels.flops import kernel_calls
+from leakyforge.kernels.flops import kernel_record
 from leakyforge.kernels.importer import import_onnx
 from leakyforge.kernels.link import export_library
 from leakyforge.kernels.onnx_model import (
@@ -210,7 +210,7 @@ def _build(
         reports = report_layers(fused, decisions)
         for report in reports:
             on_layer(report)
-        kernels = kernel_calls(fused, reports)
+        kernels = tuple(kernel_record(fused, report) for report in reports)
         on_stage("lower")
         hoisted = lower_to_vm(scheduled, target)
         on_stage("build")

@@ -41,6 +41,8 @@ from leakyforge.kernels.target import CpuTarget
 BLOCK = "leakyforge_conv2d"
 # Attribute of the block under which its configuration travels from legalization to the schedule.
 CONFIG = "leakyforge.conv2d"
+# And the products of the definition, for each step of the outermost axis of its loops.
+PRODUCTS = "leakyforge.products"
 # Bytes of a core's first-level cache, and bytes that it takes from the second level in a cycle.
 _FIRST_LEVEL_BYTES, _SECOND_LEVEL_RATE = 32 << 10, 32
 # Cycles of the epilogue for a vector of outputs, as wide as `multiply_add_bits`.
@@ -48,8 +50,6 @@ _EPILOGUE_CYCLES = 3.0
 # Bytes that all cores together read in a cycle, from memory (6 on Zen 4, 8 on Zen 5, of two cores)
 # and from a shared cache, and up to which size they are taken to lie there.
 _MEMORY_BYTES, _CACHE_BYTES, _SHARED_CACHE = 7.0, 24.0, 16 << 20
-# Attribute of the block: products of the definition for each image, for the profile of a run.
-PRODUCTS = "leakyforge.products"
 
 
 @dataclass(frozen=True)
@@ -289,7 +289,7 @@ def conv2d(
             axis=[i, j, k],
         ),
         name=BLOCK,
-        attrs={CONFIG: asdict(config), **note, PRODUCTS: shape.products},
+        attrs={CONFIG: asdict(config), **note},
     )
     return te.compute(
         (batch, shape.out_height, shape.out_width, shape.out_channels),

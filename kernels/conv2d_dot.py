@@ -26,7 +26,7 @@ import numpy as np
 import numpy.typing as npt
 from tvm import ir, s_tir, te
 
-from leakyforge.kernels.conv2d import PRODUCTS, Conv2dShape, bound_by_weights, padded_source
+from leakyforge.kernels.conv2d import Conv2dShape, bound_by_weights, padded_source
 from leakyforge.kernels.schedules import (
     PARALLEL_WORK,
     NoMatch,
@@ -128,7 +128,7 @@ def conv2d_dot(
             axis=[i, j, k],
         ),
         name=BLOCK,
-        attrs={CONFIG: asdict(config), **note, PRODUCTS: shape.products},
+        attrs={CONFIG: asdict(config), **note},
     )
     while lanes > 1:
         lanes //= 2

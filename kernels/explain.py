@@ -44,16 +44,6 @@ class LayerReport:
     reasons: str
     target: str
 
-    @property
-    def name(self) -> str:
-        """The layer in words, after the name of its output."""
-        return self.layer if self.output is None else f"{self.output}: {self.layer}"
-
-    @property
-    def algorithm(self) -> str | None:
-        """The algorithm of a convolution or product, else the rule."""
-        return self.rule if self.choice is None else self.choice.algorithm
-
 
 def report_layers(module: tvm.IRModule, decisions: Iterable[Decision]) -> list[LayerReport]:
     """A report for each call of a kernel in `main`.
@@ -72,8 +62,8 @@ def report_layers(module: tvm.IRModule, decisions: Iterable[Decision]) -> list[L
 
 
 def _kernel_calls(module: tvm.IRModule) -> list[relax.Call]:
-    """Calls of TensorIR functions in `main` and in its branches, in order."""
-    calls: list[relax.Call] = []
+    """Calls of TensorIR functions in `main` and its branches, in order."""
+    calls = []
 
     def visit(expression: relax.Expr) -> None:
         if getattr(getattr(expression, "op", None), "name", "") == "relax.call_tir":

@@ -10,7 +10,6 @@ and in Winograd's and Strassen's, whose transforms are not counted.
 """
 
 import math
-from collections.abc import Iterable
 
 import tvm
 import tvm_ffi
@@ -21,17 +20,16 @@ from leakyforge.kernels.explain import LayerReport
 from leakyforge.runtime.manifest import Kernel
 
 
-def kernel_calls(module: tvm.IRModule, reports: Iterable[LayerReport]) -> tuple[Kernel, ...]:
-    """A record for each call of a kernel, in the order of `reports`.
+def kernel_record(module: tvm.IRModule, report: LayerReport) -> Kernel:
+    """What an artifact keeps of one call of a kernel.
 
     Args:
         module: after fusion and before its functions are scheduled.
-        reports: about its calls.
+        report: of the call.
     """
-    return tuple(
-        Kernel(report.kernel, report.name, report.algorithm, *product_flops(module[report.kernel]))
-        for report in reports
-    )
+    choice = report.choice
+    algorithm = report.rule if choice is None else choice.trials[choice.taken].algorithm
+    return Kernel(report.kernel, report.output, algorithm, *product_flops(module[report.kernel]))
 
 
 def product_flops(function: tirx.PrimFunc) -> tuple[int, int]:

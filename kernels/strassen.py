@@ -179,8 +179,7 @@ def strassen(
         (rows, 7, tiles, channels),
         lambda m, g, t, c: te.sum(sums[m, g, k] * packed[g, t, k, c], axis=[k]),
         name=BLOCK,
-        # Of the definition, for each of the rows above.
-        attrs={CONFIG: asdict(config), **note, PRODUCTS: 8 * inner * tiles * channels},
+        attrs={CONFIG: asdict(config), PRODUCTS: str(products), **note},
     )
     quarters = te.compute(
         (2, 2, rows, tiles, channels),

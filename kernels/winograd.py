@@ -39,7 +39,6 @@ from tvm import ir, s_tir, te, tirx
 from leakyforge.kernels.choice import read_choice
 from leakyforge.kernels.conv2d import BLOCK as DIRECT
 from leakyforge.kernels.conv2d import (
-    PRODUCTS,
     Conv2dConfig,
     Conv2dShape,
     bound_by_weights,
@@ -355,7 +354,7 @@ def winograd(
             axis=[k],
         ),
         name=BLOCK,
-        attrs={CONFIG: asdict(config), **note, PRODUCTS: shape.products},
+        attrs={CONFIG: asdict(config), **note},
     )
     half_output = te.compute(
         (m, size, batch, rows, columns, shape.out_channels),

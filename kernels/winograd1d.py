@@ -32,7 +32,6 @@ import numpy.typing as npt
 from tvm import ir, s_tir, te, tirx
 
 from leakyforge.kernels.conv2d import (
-    PRODUCTS,
     Conv2dConfig,
     Conv2dShape,
     bound_by_weights,
@@ -268,7 +267,7 @@ def winograd1d(
             axis=[s, k],
         ),
         name=BLOCK,
-        attrs={CONFIG: asdict(config), **note, PRODUCTS: shape.products},
+        attrs={CONFIG: asdict(config), **note},
     )
     output = te.compute(
         (m, batch, lines, phases, tiles, shape.out_channels),

@@ -129,7 +129,8 @@ def print_profile(report: "ProfileReport") -> None:
         f"{report.model}, variant {report.variant}: {report.threads} threads on {report.cpu}, "
         f"{report.runs} runs, peak {report.peak_gflops:.0f} GFLOP/s, "
         f"copy {report.copy_gb_per_second:.0f} GB/s",
-        "layer", "algorithm", "kernel", "ms", "share", "GFLOP", "computed", "GFLOP/s",
+        "layer's output", "kernel", "algorithm", "input -> output", "ms", "share", "GFLOP",
+        "computed", "GFLOP/s",
         "of peak", "MB", "GB/s", "bound by",
         numbers=range(4, 12),
     )  # fmt: skip
@@ -143,9 +144,10 @@ def print_profile(report: "ProfileReport") -> None:
                 f"{row.peak_share:.2f}",
             ]
         table.add_row(
-            row.layer,
-            row.algorithm or "-",
+            row.output or "-",
             row.kernel,
+            row.algorithm or "-",
+            row.shapes,
             f"{row.median_ms:.4f}",
             f"{row.share:.1%}",
             *products,

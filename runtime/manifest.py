@@ -74,15 +74,15 @@ class Kernel:
 
     Attributes:
         name: of the function in the library.
-        layer: what it computes, in words, with the name of the output where that is known.
-        algorithm: of a convolution or product with its sizes, else the rule that scheduled it; None
-            where its loops were left as they were.
+        output: name of the layer's output in the ONNX graph, None where it was not traced.
+        algorithm: of a convolution or product, else the rule that scheduled it, None where its
+            loops were left as they were.
         flops: floating-point operations of its convolutions and products by their definition.
         computed: of the same by the algorithm: of whole tiles, or of fewer products.
     """
 
     name: str
-    layer: str
+    output: str | None
     algorithm: str | None
     flops: int
     computed: int

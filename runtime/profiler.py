@@ -42,8 +42,8 @@ class KernelProfile:
 
     Attributes:
         kernel: name of the function in the library.
-        layer: what it computes (see `manifest.Kernel`).
-        algorithm: how (see `manifest.Kernel`).
+        output: name of the layer's output in the ONNX graph, None where it was not traced.
+        algorithm: of the kernel (see `manifest.Kernel`).
         shapes: of its first input and of its output.
         median_ms: median time over the runs.
         share: of the time of a run.
@@ -60,7 +60,7 @@ class KernelProfile:
     """
 
     kernel: str
-    layer: str
+    output: str | None
     algorithm: str | None
     shapes: str
     median_ms: float
@@ -281,7 +281,7 @@ def _row(
     peak_share, copy_share = kernel.computed / seconds / 1e9 / peak, gb_per_second / copy
     return KernelProfile(
         kernel=kernel.name,
-        layer=kernel.layer,
+        output=kernel.output,
         algorithm=kernel.algorithm,
         shapes=call.shapes,
         median_ms=seconds * 1e3,
