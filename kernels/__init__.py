@@ -6,7 +6,8 @@ from leakyforge.pins import check_tvm_pins
 check_tvm_pins()
 
 from leakyforge.kernels.compile import STAGES, compile  # noqa: E402
+from leakyforge.kernels.leaky_relu_kernel import LeakyReluKernel  # noqa: E402
 from leakyforge.kernels.pipeline import Decision  # noqa: E402
 from leakyforge.kernels.target import CpuTarget, parse_target  # noqa: E402
 
-__all__ = ["STAGES", "CpuTarget", "Decision", "compile", "parse_target"]
+__all__ = ["STAGES", "CpuTarget", "Decision", "LeakyReluKernel", "compile", "parse_target"]
