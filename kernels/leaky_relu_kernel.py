@@ -48,7 +48,8 @@ class LeakyReluKernel:
     ) -> None:
         if dtype not in DTYPES:
             raise CompileError(f"LeakyRelu has no dtype {dtype!r}; use one of {', '.join(DTYPES)}")
-        factor = alpha if dtype == "float64" else float(np.float32(alpha))
+        with np.errstate(over="ignore"):
+            factor = alpha if dtype == "float64" else float(np.float32(alpha))
         if not math.isfinite(factor):
             raise CompileError(f"alpha={alpha} is not a finite number in {dtype}")
         cpu_target = parse_target(target)
@@ -96,7 +97,7 @@ class LeakyReluKernel:
         Raises:
             InputError: another dtype, or an `out` of another shape or without the right to write.
         """
-        return self._run(self._forward, (x,), out)
+        return self._run(self._forward, (np.asarray(x),), out)
 
     def gradient(self, x: Array, dy: Array, out: Array | None = None) -> Array:
         """Gradient of a loss by `x`, from its gradient by `forward(x)`.
@@ -112,7 +113,7 @@ class LeakyReluKernel:
         Raises:
             InputError: another dtype or shape, or an `out` without the right to write.
         """
-        return self._run(self._gradient, (x, dy), out)
+        return self._run(self._gradient, (np.asarray(x), np.asarray(dy)), out)
 
     def _run(
         self, function: Callable[..., None], inputs: tuple[Array, ...], out: Array | None
