@@ -7,7 +7,16 @@ check_tvm_pins()
 
 from leakyforge.kernels.compile import STAGES, compile  # noqa: E402
 from leakyforge.kernels.explain import LayerReport  # noqa: E402
+from leakyforge.kernels.leaky_relu_kernel import LeakyReluKernel  # noqa: E402
 from leakyforge.kernels.pipeline import Decision  # noqa: E402
 from leakyforge.kernels.target import CpuTarget, parse_target  # noqa: E402
 
-__all__ = ["STAGES", "CpuTarget", "Decision", "LayerReport", "compile", "parse_target"]
+__all__ = [
+    "STAGES",
+    "CpuTarget",
+    "Decision",
+    "LayerReport",
+    "LeakyReluKernel",
+    "compile",
+    "parse_target",
+]

@@ -17,6 +17,8 @@ Config = TypeVar("Config")
 PARALLEL_WORK = 1 << 16
 # Iterations that give every thread an equal share.
 _PARALLEL_ROWS = 64
+# Vectors of fewer elements are not worth their loop.
+_LEAST_LANES = 4
 
 
 @dataclass(frozen=True)
@@ -139,6 +141,75 @@ def schedule_elementwise(schedule: s_tir.Schedule, block: SBlockRV, lanes: int) 
             schedule.parallel(fused)
 
 
+def schedule_flat(schedule: s_tir.Schedule, block: SBlockRV, lanes: int) -> bool:
+    """Run a block whose arrays are all used at one index in vectors, across its axes.
+
+    For 16 lanes,
+
+        for i, j, k in grid(64, 256, 17): y[i, j, k] = f(x[i, j, k])
+    becomes
+        for i in parallel(64):
+            for v in range(272): y[i, 16 * v: 16 * v + 16] = f(x[i, 16 * v: 16 * v + 16])
+
+    1. Take axes from the last one on, up to the first of an even size: a row. Where sizes in
+       between are even too, TVM no longer sees that the divisions of the index cancel out.
+    2. Fuse its loops, and those outside.
+    3. Where the row is all there is, split off what does not fill a vector; otherwise take narrower
+       vectors if only those fill a row.
+    4. Vectorise; run in parallel if there is enough work.
+
+    Returns:
+        Whether it was scheduled; not where a row has no vectors of four elements.
+    """
+    loops = list(schedule.get_loops(block))
+    work = total_work(schedule, block)
+    # 1
+    row, outer = 1, len(loops)
+    while outer and row % 2:
+        outer -= 1
+        row *= loop_extent(schedule, loops[outer]) or 1
+    whole = row // lanes * lanes
+    width = lanes if row == work and whole else math.gcd(lanes, row)
+    if width < _LEAST_LANES:
+        return False
+    # 2
+    elements = schedule.fuse(*loops[outer:])
+    # 3
+    if row == work and whole not in (0, row):
+        elements, _ = schedule.loop_partition(elements, [whole, None])
+    # 4
+    vectors, lane = schedule.split(elements, [None, width])
+    schedule.vectorize(lane)
+    if outer and work // row >= _PARALLEL_ROWS:
+        shared = schedule.fuse(*loops[:outer])
+    else:
+        shared = vectors if row == work else schedule.fuse(*loops[:outer], vectors)
+    if work >= PARALLEL_WORK:
+        schedule.parallel(shared)
+    return True
+
+
+def _is_flat(schedule: s_tir.Schedule, block: SBlockRV) -> bool:
+    """Whether a block uses arrays of one known shape only, each at the block's own index."""
+    statement = schedule.get(block)
+    index = [variable.var for variable in statement.iter_vars]
+    shape = [variable.dom.extent for variable in statement.iter_vars]
+    if not index or not all(isinstance(size, tirx.IntImm) for size in shape):
+        return False
+    return all(
+        len(region.region) == len(index)
+        and all(
+            part.min.same_as(variable)
+            and isinstance(size, tirx.IntImm)
+            and int(size) == int(extent)
+            for part, variable, size, extent in zip(
+                region.region, index, region.source.shape, shape, strict=True
+            )
+        )
+        for region in (*statement.reads, *statement.writes)
+    )
+
+
 def match_elementwise(schedule: s_tir.Schedule, target: CpuTarget) -> NoMatch | None:
     """Schedule a function whose blocks all map elements, as one loop nest over its output."""
     root = schedule.get_sblock("root")
@@ -149,7 +220,9 @@ def match_elementwise(schedule: s_tir.Schedule, target: CpuTarget) -> NoMatch | 
     if len(outputs) != 1:
         return NoMatch(f"it has {len(outputs)} outputs")
     inline_producers(schedule, outputs[0], keep="")
-    schedule_elementwise(schedule, outputs[0], _lanes(schedule, outputs[0], target))
+    lanes = _lanes(schedule, outputs[0], target)
+    if not (_is_flat(schedule, outputs[0]) and schedule_flat(schedule, outputs[0], lanes)):
+        schedule_elementwise(schedule, outputs[0], lanes)
     return None
 
 

@@ -10,6 +10,9 @@ import platform
 from pathlib import Path
 
 _CPUINFO = Path("/proc/cpuinfo")
+_CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
+# Where Linux does not tell, as in some containers.
+_USUAL_CACHE = 32 << 20
 
 # LLVM feature -> flag of /proc/cpuinfo; only features that generated code can contain.
 X86_FEATURES = {
@@ -129,6 +132,13 @@ def host_features(cpuinfo: Path = _CPUINFO) -> frozenset[str]:
         for llvm, flag in features.items()
         if flag in _field(_FLAGS[name], cpuinfo).split()
     )
+
+
+def last_level_cache(caches: Path = _CACHES) -> int:
+    """Bytes of the largest cache that the first CPU reads through, its shared one if it has one."""
+    sizes = [path.read_text().strip() for path in caches.glob("index*/size")]
+    # The kernel writes every size in KiB, as in 32768K (drivers/base/cacheinfo.c).
+    return max((int(size.removesuffix("K")) << 10 for size in sizes), default=_USUAL_CACHE)
 
 
 def _field(name: str, cpuinfo: Path) -> str:

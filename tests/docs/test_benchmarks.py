@@ -25,9 +25,9 @@ ROWS = {
 }  # fmt: skip
 
 
-def load():
-    """The benchmark's module, which is not installed."""
-    spec = importlib.util.spec_from_file_location("bench", ROOT / "benchmarks" / "__main__.py")
+def load(name="__main__"):
+    """A benchmark's module, which is not installed."""
+    spec = importlib.util.spec_from_file_location("bench", ROOT / "benchmarks" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     sys.modules["bench"] = module
     spec.loader.exec_module(module)
@@ -71,3 +71,40 @@ def test_committed_table_is_that_of_the_committed_figures():
 
     rows = json.loads((ROOT / "docs" / "benchmark.json").read_text())
     assert (ROOT / "docs" / "benchmark.md").read_text() == load().markdown(rows)
+
+
+def test_elementwise_table_shows_ratios_and_bandwidth():
+    row = {
+        "name": "forward", "threads": 1, "kib": 2048, "bytes": 4 << 20,
+        "microseconds": {"memcpy": 30.0, "leakyforge": 40.0, "torch": 80.0},
+    }  # fmt: skip
+    results = {"cpu": "a CPU", "cache": 32 << 20, "date": "2026-01-01", "rows": [row]}
+    text = load("elementwise").markdown(results)
+    assert "a CPU, last cache 32 MiB" in text
+    assert "| tensor | leakyforge us | GB/s | memcpy | torch |" in text
+    assert "| 2 MiB | 40.0 | 104.9 | 0.75 | 2.00 |" in text
+
+
+def test_elementwise_engines_compute_what_ours_does():
+    """Every engine is timed on the same function, and memcpy copies everything."""
+    import numpy as np
+
+    elementwise = load("elementwise")
+    x, dy, out = (elementwise._normal(4097, seed) for seed in range(3))
+    desired = np.where(x >= 0, x, x * np.float32(elementwise.ALPHA))
+    elementwise.onnxruntime_call(x, out, 1)()
+    np.testing.assert_array_equal(out, desired)
+    forward = elementwise.torch_call("forward", x, dy, out, 1)
+    if forward is not None:
+        out[...] = 0
+        forward()
+        np.testing.assert_array_equal(out, desired)
+        elementwise.torch_call("gradient", x, dy, out, 1)()
+        desired = np.where(x > 0, dy, dy * np.float32(elementwise.ALPHA))
+        np.testing.assert_array_equal(out, desired)
+    for threads, copy in [
+        (1, elementwise.memcpy), (2, elementwise.memcpy), (1, elementwise.pooled_memcpy)
+    ]:  # fmt: skip
+        out[...] = 0
+        copy(out, x, threads)()
+        np.testing.assert_array_equal(out, x)
