@@ -18,6 +18,13 @@ from leakyforge.kernels.conv2d import (
 )
 from leakyforge.kernels.conv2d_dot import DotConfig, conv2d_dot, dot_config, pack_dot_weights
 from leakyforge.kernels.conv_transpose import TransposedShape, phase_weights, shuffle_phases
+from leakyforge.kernels.depthwise import (
+    DepthwiseConfig,
+    depthwise,
+    depthwise_config,
+    pack_depthwise_weights,
+)
+from leakyforge.kernels.grouped import grouped, grouped_config, pack_grouped_weights
 from leakyforge.kernels.schedules import NoMatch
 from leakyforge.kernels.sources import Source, find_source
 from leakyforge.kernels.target import CpuTarget
@@ -75,13 +82,13 @@ def _pair(values: Sequence[tirx.IntImm], missing: int) -> tuple[int, int]:
 
 
 def _weight(call: relax.Call, layouts: tuple[str, str]) -> npt.NDArray[np.generic] | None:
-    """Constant weights of an ungrouped convolution in these layouts, else None."""
+    """Constant weights of a convolution in these layouts, else None."""
     constant = _constant_value(call.args[1])
     attributes = call.attrs
     given = (attributes.data_layout, attributes.kernel_layout)
     if constant is None or constant.dtype not in (np.float32, np.float64):
         return None
-    return constant if given == layouts and int(attributes.groups) == 1 else None
+    return constant if given == layouts else None
 
 
 def legalize_conv2d(target: CpuTarget, *, strict: bool) -> Legalize:
@@ -112,12 +119,13 @@ def legalize_conv2d(target: CpuTarget, *, strict: bool) -> Legalize:
             padding=(top, left, bottom, right),
             itemsize=constant.dtype.itemsize,
         )
+        groups = int(attributes.groups)
         if is_1d:
-            convolve, packed = _direct(shape, constant, target, "it has one dimension")
+            convolve, packed = _direct(shape, constant, target, "it has one dimension", groups)
             definition = functools.partial(conv1d, shape=shape, convolve=convolve)
             return _call(builder, "conv1d", definition, data, packed)
         source = find_source(builder, data)
-        return _convolution(builder, source, constant, shape, target, strict=strict)
+        return _convolution(builder, source, constant, shape, target, groups=groups, strict=strict)
 
     return legalize
 
@@ -129,6 +137,7 @@ def _convolution(
     shape: Conv2dShape,
     target: CpuTarget,
     *,
+    groups: int = 1,
     strict: bool,
 ) -> relax.Expr:
     """A convolution of rank 4 by the algorithm that is estimated to be the fastest.
@@ -136,12 +145,12 @@ def _convolution(
     `strict` keeps to the definition's own sums.
     """
     faster = (
-        NoMatch("precision is strict")
-        if strict
+        NoMatch("precision is strict" if strict else "its channels are in groups")
+        if strict or groups > 1
         else winograd_config(shape, target, math.gcd(*source.channels))
     )
     if isinstance(faster, NoMatch):
-        definition, packed = _direct(shape, weight, target, faster.reason)
+        definition, packed = _direct(shape, weight, target, faster.reason, groups)
         definition = functools.partial(definition, copies=not source.is_plain)
     else:
         packed = _typed_constant(transform_weights(weight, faster))
@@ -155,9 +164,15 @@ def _convolution(
 
 
 def _direct(
-    shape: Conv2dShape, weight: npt.NDArray[np.generic], target: CpuTarget, declined: str
+    shape: Conv2dShape,
+    weight: npt.NDArray[np.generic],
+    target: CpuTarget,
+    declined: str,
+    groups: int = 1,
 ) -> tuple[Definition, relax.Expr]:
     """A direct convolution over data of rank 4 and packed weights, and these weights."""
+    if groups > 1:
+        return _grouped(shape, weight, target, groups)
     dot = dot_config(shape, target)
     if isinstance(dot, DotConfig):
         packed = pack_dot_weights(weight, dot)
@@ -165,6 +180,23 @@ def _direct(
     config = heuristic_config(shape, target)
     definition = functools.partial(conv2d, shape=shape, config=config, declined=declined)
     return definition, _typed_constant(pack_weights(weight, config))
+
+
+def _grouped(
+    shape: Conv2dShape, weight: npt.NDArray[np.generic], target: CpuTarget, groups: int
+) -> tuple[Definition, relax.Expr]:
+    """As `_direct`, of a convolution in groups."""
+    lanes = depthwise_config(shape, groups, target)
+    if isinstance(lanes, DepthwiseConfig):
+        packed = pack_depthwise_weights(weight, groups, lanes)
+        definition = functools.partial(depthwise, shape=shape, groups=groups, config=lanes)
+        return definition, _typed_constant(packed)
+    config = grouped_config(shape, groups, target)
+    packed = pack_grouped_weights(weight, groups, config)
+    definition = functools.partial(
+        grouped, shape=shape, groups=groups, config=config, declined=lanes.reason
+    )
+    return definition, _typed_constant(packed)
 
 
 def takes_transposed(call: relax.Call) -> bool:
@@ -187,7 +219,7 @@ def legalize_conv_transpose(target: CpuTarget, *, strict: bool) -> Legalize:
         sizes, results = _static_sizes(data.ty), _static_sizes(call.ty)
         is_1d = len(attributes.strides) == 1
         constant = _weight(call, ("NWC", "IWO") if is_1d else ("NHWC", "IHWO"))
-        if constant is None or sizes is None or results is None:
+        if constant is None or sizes is None or results is None or int(attributes.groups) != 1:
             return _default_legalize(builder, call)
         if is_1d:
             sizes, results, constant = (1, *sizes), (1, *results), constant[:, np.newaxis]

@@ -8,6 +8,8 @@ from tvm import relax, s_tir, tirx
 
 from leakyforge.kernels.conv2d import match_conv2d
 from leakyforge.kernels.conv2d_dot import match_conv2d_dot
+from leakyforge.kernels.depthwise import match_depthwise
+from leakyforge.kernels.grouped import match_grouped
 from leakyforge.kernels.leaky_relu import legalize_leaky_relu
 from leakyforge.kernels.legalize import (
     lower_constant_weights,
@@ -33,6 +35,8 @@ RULES: dict[str, Rule] = {
     "winograd": match_winograd,
     "conv2d": match_conv2d,
     "conv2d_dot": match_conv2d_dot,
+    "depthwise": match_depthwise,
+    "grouped": match_grouped,
     "elementwise": match_elementwise,
     "pool": match_pool,
 }

@@ -99,6 +99,17 @@ def vectorize_and_unroll(schedule: s_tir.Schedule, loops: Sequence[LoopRV], lane
         schedule.unroll(loop)
 
 
+def vectorize_last(schedule: s_tir.Schedule, block: SBlockRV, lanes: int) -> None:
+    """Vectorise a block's innermost loop where vectors, or halves or quarters, fill it."""
+    last = schedule.get_loops(block)[-1]
+    extent = loop_extent(schedule, last)
+    for width in (lanes, lanes // 2, lanes // 4):
+        if width > 1 and extent is not None and extent % width == 0:
+            _, lane = schedule.split(last, [None, width])
+            schedule.vectorize(lane)
+            return
+
+
 def _is_guarded(schedule: s_tir.Schedule, loop: LoopRV) -> bool:
     """Whether a condition on the block inside reads the loop: a vector cannot skip lanes."""
     statement = schedule.get(loop)
