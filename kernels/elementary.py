@@ -26,6 +26,7 @@ import math
 from collections.abc import Callable, Iterator
 
 import tvm
+import tvm_ffi
 from tvm import ir, tirx
 
 Function = Callable[[ir.Expr], ir.Expr]
@@ -33,6 +34,9 @@ Function = Callable[[ir.Expr], ir.Expr]
 _RULE = "llvm.FLowerIntrinsic"
 # Between TVM's own rules (10) and any that a user would register (more than the default, 10).
 _LEVEL = 99
+# Calls within an argument that is still ours. TVM's analyser puts kept values into one another again
+# and takes 10 to 100 times as long for each level: up to a second for two, up to minutes for three.
+_MOST_NESTED = 1
 # Adding it rounds to an integer, which is then in the low bits: 1.5 * 2^23.
 _ROUND = 1.5 * 2.0**23
 _ROUND_BITS = 0x4B400000
@@ -76,7 +80,6 @@ class _Values:
 
     def before(self, result: ir.Expr) -> ir.Expr:
         """An expression of these names, with their values."""
-        # Not one inside another's value: TVM's simplifier visits a value twice at every level.
         for variable, value in reversed(self._bound):
             result = tirx.Let(variable, value, result)
         return result
@@ -136,9 +139,8 @@ def _reduced(values: _Values, x: ir.Expr) -> tuple[ir.Expr, ir.Expr]:
 def _exp(values: _Values, x: ir.Expr) -> ir.Expr:
     """e^x, for an x that is kept."""
     low, high = (_constant(limit, x) for limit in _EXP_RANGE)
-    # Comparisons in this direction let NaN pass.
-    below = values.keep(tirx.Select(x > high, high, x))
-    exponent, p = _reduced(values, values.keep(tirx.Select(below < low, low, below)))
+    # The limits come first: of a NaN and another value, code for Max and Min takes the second.
+    exponent, p = _reduced(values, values.keep(tirx.Max(low, tirx.Min(high, x))))
     # In two steps, of which the second one rounds: 2^n may be no normal number.
     half = values.keep(exponent >> _constant(1, exponent))
     power = p + _constant(1.0, p)
@@ -158,7 +160,7 @@ def tanh(x: ir.Expr) -> ir.Expr:
     # exp(-40) is far below a rounding of 1.
     limit = _constant(-40.0, x)
     double = values.keep(_magnitude(x) * _constant(-2.0, x))
-    exponent, p = _reduced(values, values.keep(tirx.Select(double < limit, limit, double)))
+    exponent, p = _reduced(values, values.keep(tirx.Max(limit, double)))
     scale = values.keep(_power_of_two(exponent))
     m = values.keep(scale * p + (scale - _constant(1.0, p)))
     return values.before(_with_sign((_constant(0.0, m) - m) / (m + _constant(2.0, m)), x))
@@ -181,7 +183,7 @@ def erf(x: ir.Expr) -> ir.Expr:
     magnitude = values.keep(_magnitude(x))
     square = values.keep(x * x)
     small = values.keep(_polynomial(square, _ERF_SMALL) * magnitude)
-    clamped = values.keep(tirx.Select(magnitude > limit, limit, magnitude))
+    clamped = values.keep(tirx.Min(limit, magnitude))
     decay = values.keep(_constant(0.0, x) - _polynomial(clamped, _ERF_LARGE))
     large = one - _exp(values, decay)
     return values.before(_with_sign(tirx.Select(magnitude < one, small, large), x))
@@ -219,8 +221,21 @@ def _lowering(function: Function, original: Function | None) -> Function:
     """The rule for one function: ours for float32, else what was there before."""
 
     def lower(call: ir.Expr) -> ir.Expr:
-        if str(call.ty.dtype).startswith("float32"):
-            return function(call.args[0])
+        argument = call.args[0]
+        if str(call.ty.dtype).startswith("float32") and _count_calls(argument) <= _MOST_NESTED:
+            return function(argument)
         return call if original is None else original(call)
 
     return lower
+
+
+def _count_calls(argument: ir.Expr) -> int:
+    """Calls of our functions within an expression."""
+    found = []
+
+    def look(call: ir.Call) -> None:
+        if getattr(call.op, "name", "") in _FUNCTIONS:
+            found.append(call)
+
+    tvm_ffi.structural_walk(argument, (ir.Call, look))
+    return len(found)
