@@ -34,8 +34,8 @@ Function = Callable[[ir.Expr], ir.Expr]
 _RULE = "llvm.FLowerIntrinsic"
 # Between TVM's own rules (10) and any that a user would register (more than the default, 10).
 _LEVEL = 99
-# Calls within an argument that is still ours. TVM's analyser puts kept values into one another again
-# and takes 10 to 100 times as long for each level: up to a second for two, up to minutes for three.
+# Calls within an argument that is still ours. TVM's analyser puts kept values into one another,
+# and takes 10 to 100 times as long for each level: a second at most for two, minutes for three.
 _MOST_NESTED = 1
 # Adding it rounds to an integer, which is then in the low bits: 1.5 * 2^23.
 _ROUND = 1.5 * 2.0**23
