@@ -222,20 +222,20 @@ def _lowering(function: Function, original: Function | None) -> Function:
 
     def lower(call: ir.Expr) -> ir.Expr:
         argument = call.args[0]
-        if str(call.ty.dtype).startswith("float32") and _count_calls(argument) <= _MOST_NESTED:
+        if str(call.ty.dtype).startswith("float32") and count_calls(argument) <= _MOST_NESTED:
             return function(argument)
         return call if original is None else original(call)
 
     return lower
 
 
-def _count_calls(argument: ir.Expr) -> int:
-    """Calls of our functions within an expression."""
+def count_calls(code: ir.Expr | tirx.Stmt) -> int:
+    """Calls of our functions within an expression or a statement."""
     found = []
 
     def look(call: ir.Call) -> None:
         if getattr(call.op, "name", "") in _FUNCTIONS:
             found.append(call)
 
-    tvm_ffi.structural_walk(argument, (ir.Call, look))
+    tvm_ffi.structural_walk(code, (ir.Call, look))
     return len(found)

@@ -15,6 +15,8 @@ from leakyforge.kernels.legalize import (
     lower_constant_weights,
     takes_transposed,
 )
+from leakyforge.kernels.log_softmax import legalize_log_softmax
+from leakyforge.kernels.reduction import match_reduction
 from leakyforge.kernels.schedules import NoMatch, match_elementwise, match_pool
 from leakyforge.kernels.target import CpuTarget
 from leakyforge.kernels.weights import HoistedModule, hoist_weights
@@ -38,6 +40,7 @@ RULES: dict[str, Rule] = {
     "depthwise": match_depthwise,
     "grouped": match_grouped,
     "elementwise": match_elementwise,
+    "reduction": match_reduction,
     "pool": match_pool,
 }
 
@@ -91,7 +94,12 @@ def legalize_and_fuse(
             [
                 relax.backend.DispatchSampling(),
                 relax.backend.DispatchSortScan(),
-                relax.transform.LegalizeOps({"relax.nn.leakyrelu": legalize_leaky_relu}),
+                relax.transform.LegalizeOps(
+                    {
+                        "relax.nn.leakyrelu": legalize_leaky_relu,
+                        "relax.nn.log_softmax": legalize_log_softmax,
+                    }
+                ),
                 relax.transform.AnnotateTIROpPattern(),
                 relax.transform.FoldConstant(),
                 relax.transform.FuseOps(),
