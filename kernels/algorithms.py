@@ -2,6 +2,8 @@
 
     direct      `conv2d`: the definition's sum, a tile of output pixels and channels in registers
     dot         `conv2d_dot`: the same sum for few output channels, vectors along the input's
+    depthwise   `depthwise`: in groups, with one group in each lane
+    grouped     `grouped`: in groups, the direct sum of each
     F(m, r)     `winograd`: tiles of m x m outputs, fewer multiplications, more weights
                 `winograd1d`: tiles of m outputs along one axis
 
@@ -36,6 +38,20 @@ from leakyforge.kernels.conv2d_dot import (
     schedule_conv2d_dot,
 )
 from leakyforge.kernels.conv_transpose import TransposedShape, add_cycles
+from leakyforge.kernels.depthwise import (
+    DepthwiseConfig,
+    depthwise,
+    depthwise_config,
+    pack_depthwise_weights,
+    schedule_depthwise,
+)
+from leakyforge.kernels.grouped import (
+    GroupedConfig,
+    grouped,
+    grouped_config,
+    pack_grouped_weights,
+    schedule_grouped,
+)
 from leakyforge.kernels.schedules import NoMatch
 from leakyforge.kernels.target import CpuTarget
 from leakyforge.kernels.winograd import (
@@ -55,7 +71,9 @@ from leakyforge.kernels.winograd1d import (
     winograd1d_cycles,
 )
 
-Config = Conv2dConfig | DotConfig | WinogradConfig | Winograd1dConfig
+Config = (
+    Conv2dConfig | DotConfig | DepthwiseConfig | GroupedConfig | WinogradConfig | Winograd1dConfig
+)
 Definition = Callable[..., te.Tensor]
 
 
@@ -78,13 +96,23 @@ class Algorithm:
             return functools.partial(winograd, shape=shape, config=self.config, note=note)
         if isinstance(self.config, Winograd1dConfig):
             return functools.partial(winograd1d, shape=shape, config=self.config, note=note)
+        if isinstance(self.config, DepthwiseConfig):
+            return functools.partial(
+                depthwise, shape=shape, groups=shape.groups, config=self.config, note=note,
+                copies=copies,
+            )  # fmt: skip
+        if isinstance(self.config, GroupedConfig):
+            return functools.partial(
+                grouped, shape=shape, groups=shape.groups, config=self.config, note=note,
+                copies=copies,
+            )  # fmt: skip
         if isinstance(self.config, DotConfig):
             return functools.partial(
                 conv2d_dot, shape=shape, config=self.config, note=note, copies=copies
             )
         return functools.partial(conv2d, shape=shape, config=self.config, note=note, copies=copies)
 
-    def pack(self, weight: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
+    def pack(self, weight: npt.NDArray[np.generic], shape: Conv2dShape) -> npt.NDArray[np.generic]:
         """Weights [out][row][column][in] as the definition takes them."""
         if isinstance(self.config, WinogradConfig):
             return transform_weights(weight, self.config)
@@ -92,11 +120,16 @@ class Algorithm:
             return transform_weights1d(weight, self.config)
         if isinstance(self.config, DotConfig):
             return pack_dot_weights(weight, self.config)
+        if isinstance(self.config, DepthwiseConfig):
+            return pack_depthwise_weights(weight, shape.groups, self.config)
+        if isinstance(self.config, GroupedConfig):
+            return pack_grouped_weights(weight, shape.groups, self.config)
         return pack_weights(weight, self.config)
 
     def packed_shape(self, shape: Conv2dShape) -> tuple[int, ...]:
-        """Sizes of the packed weights."""
+        """Sizes of the packed weights, of a convolution that is not in groups."""
         config = self.config
+        assert not isinstance(config, (DepthwiseConfig, GroupedConfig))
         if isinstance(config, DotConfig):
             vectors = shape.in_channels // config.lanes
             return (*shape.kernel, vectors, shape.out_channels, config.lanes)
@@ -116,6 +149,10 @@ class Algorithm:
             schedule_winograd1d(schedule, self.config)
         elif isinstance(self.config, DotConfig):
             schedule_conv2d_dot(schedule, self.config)
+        elif isinstance(self.config, DepthwiseConfig):
+            schedule_depthwise(schedule, self.config)
+        elif isinstance(self.config, GroupedConfig):
+            schedule_grouped(schedule, self.config)
         else:
             schedule_conv2d(schedule, self.config)
 
@@ -128,7 +165,8 @@ class Algorithm:
         if isinstance(self.config, Winograd1dConfig):
             parts = f"{self.config.parts} x " if self.config.parts > 1 else ""
             return f"{parts}F({self.config.outputs}, {self.config.kernel}) along one axis"
-        return "dot" if isinstance(self.config, DotConfig) else "direct"
+        names = {DotConfig: "dot", DepthwiseConfig: "depthwise", GroupedConfig: "grouped"}
+        return names.get(type(self.config), "direct")
 
     def __str__(self) -> str:
         """In words, with the register tile."""
@@ -155,6 +193,8 @@ def algorithms(
         granule: input channels that lie together in memory.
         strict: keep to the sums of the definition.
     """
+    if shape.groups > 1:
+        return _in_groups(shape, target)
     direct = heuristic_config(shape, target)
     found = [Algorithm(direct, direct_cycles(shape, direct, target))]
     refused = []
@@ -170,6 +210,15 @@ def algorithms(
     else:
         found += fewer
     return sorted(found, key=lambda algorithm: algorithm.cycles), tuple(refused)
+
+
+def _in_groups(shape: Conv2dShape, target: CpuTarget) -> tuple[list[Algorithm], tuple[str, ...]]:
+    """The algorithm of a convolution in groups; nothing else competes, so it has no estimate."""
+    lanes = depthwise_config(shape, shape.groups, target)
+    if isinstance(lanes, DepthwiseConfig):
+        return [Algorithm(lanes, 1.0)], ()
+    config = grouped_config(shape, shape.groups, target)
+    return [Algorithm(config, 1.0)], (f"depthwise: {lanes.reason}",)
 
 
 def _winograds(

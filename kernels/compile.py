@@ -11,6 +11,7 @@ import tvm
 from tvm import relax
 
 from leakyforge.errors import CompileError, LeakyforgeError, ModelError, ShapeError
+from leakyforge.kernels.elementary import our_elementary_functions
 from leakyforge.kernels.explain import LayerReport, report_layers
 from leakyforge.kernels.flops import kernel_record
 from leakyforge.kernels.importer import import_onnx
@@ -214,7 +215,7 @@ def _build(
         on_stage("lower")
         hoisted = lower_to_vm(scheduled, target)
         on_stage("build")
-        with target.tvm:
+        with target.tvm, our_elementary_functions():
             executable = relax.build(hoisted.module, target.tvm, relax_pipeline=None)
         on_stage("link")
         with tempfile.TemporaryDirectory(prefix="leakyforge-") as folder:

@@ -95,7 +95,8 @@ class Conv2dConfig:
 class Conv2dShape:
     """Sizes of one convolution, channels last; the batch may be symbolic and is not among them.
 
-    `transposed_products` are those of the transposed convolution whose phases it computes, if any.
+    The channels are in `groups`. `transposed_products` are the products of the transposed
+    convolution whose phases it computes, if any.
     """
 
     height: int
@@ -108,13 +109,14 @@ class Conv2dShape:
     padding: tuple[int, int, int, int]
     itemsize: int
     transposed_products: int | None = None
+    groups: int = 1
 
     @property
     def products(self) -> int:
         """Products in the sums of the definition."""
         if self.transposed_products is not None:
             return self.transposed_products
-        terms = math.prod(self.kernel) * self.in_channels
+        terms = math.prod(self.kernel) * self.in_channels // self.groups
         return self.out_height * self.out_width * self.out_channels * terms
 
     @property

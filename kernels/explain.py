@@ -8,16 +8,27 @@ from dataclasses import dataclass
 import tvm
 from tvm import ir, relax, s_tir, tirx
 
-from leakyforge.kernels import conv2d, conv2d_dot, strassen, winograd, winograd1d
+from leakyforge.kernels import (
+    conv2d,
+    conv2d_dot,
+    depthwise,
+    grouped,
+    strassen,
+    winograd,
+    winograd1d,
+)
 from leakyforge.kernels.choice import Choice, read_choice
 from leakyforge.kernels.pipeline import Decision
 from leakyforge.kernels.schedules import block_names
 
-_SUMS = (conv2d.BLOCK, conv2d_dot.BLOCK, strassen.BLOCK, winograd.BLOCK, winograd1d.BLOCK)
+_SUMS = tuple(
+    module.BLOCK
+    for module in (conv2d, conv2d_dot, depthwise, grouped, strassen, winograd, winograd1d)
+)
 # Blocks of our definitions that end a sum; what follows was fused behind it.
 _ENDS = ("crop", "row", "product")
 # Rules for operators of any kind: those for convolutions have nothing to say about others.
-_GENERAL = ("elementwise", "pool")
+_GENERAL = ("elementwise", "reduction", "pool")
 
 
 @dataclass(frozen=True)

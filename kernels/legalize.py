@@ -87,13 +87,13 @@ def _pair(values: Sequence[tirx.IntImm], missing: int) -> tuple[int, int]:
 
 
 def _weight(call: relax.Call, layouts: tuple[str, str]) -> npt.NDArray[np.generic] | None:
-    """Constant weights of an ungrouped convolution in these layouts, else None."""
+    """Constant weights of a convolution in these layouts, else None."""
     constant = _constant_value(call.args[1])
     attributes = call.attrs
     given = (attributes.data_layout, attributes.kernel_layout)
     if constant is None or constant.dtype not in (np.float32, np.float64):
         return None
-    return constant if given == layouts and int(attributes.groups) == 1 else None
+    return constant if given == layouts else None
 
 
 def legalize_conv2d(target: CpuTarget, choose_algorithm: Choose) -> Legalize:
@@ -123,6 +123,7 @@ def legalize_conv2d(target: CpuTarget, choose_algorithm: Choose) -> Legalize:
             dilation=_pair(attributes.dilation, 1),
             padding=(top, left, bottom, right),
             itemsize=constant.dtype.itemsize,
+            groups=int(attributes.groups),
         )
         layer = words.convolution(shape, is_1d=is_1d)
         if is_1d:
@@ -151,7 +152,7 @@ def _convolution(
         layer, Layer(shape, inputs, source.read, copies), math.gcd(*source.channels)
     )
     definition = algorithm.define(shape, choice.note(), copies=copies)
-    packed = _packed_constant(algorithm.pack(weight), call)
+    packed = _packed_constant(algorithm.pack(weight, shape), call)
 
     def reading(*tensors: te.Tensor) -> te.Tensor:
         *inputs, weights = tensors
@@ -171,7 +172,7 @@ def _one_row(
     batch, *sizes = _sizes_of_one(data.ty)
     line = Layer(shape, ((batch, 1, *sizes),), lambda tensor: tensor, copies=False)
     algorithm, choice = choose_algorithm(layer, line, shape.in_channels)
-    return algorithm.define(shape, choice.note(), copies=False), algorithm.pack(weight)
+    return algorithm.define(shape, choice.note(), copies=False), algorithm.pack(weight, shape)
 
 
 def _sizes_of_one(kind: relax.TensorType) -> tuple[int, ...]:
@@ -193,7 +194,7 @@ def _direct(
     algorithm = next((each for each in found if each.name == "dot"), found[0])
     trial = Trial(algorithm.name, 1.0)
     choice = Choice(layer, str(algorithm), 0, (trial,), "", refused)
-    return algorithm.define(shape, choice.note(), copies=False), algorithm.pack(weight)
+    return algorithm.define(shape, choice.note(), copies=False), algorithm.pack(weight, shape)
 
 
 def takes_transposed(call: relax.Call) -> bool:
@@ -218,7 +219,7 @@ def legalize_conv_transpose(
         sizes, results = _static_sizes(data.ty), _static_sizes(call.ty)
         is_1d = len(attributes.strides) == 1
         constant = _weight(call, ("NWC", "IWO") if is_1d else ("NHWC", "IHWO"))
-        if constant is None or sizes is None or results is None:
+        if constant is None or sizes is None or results is None or int(attributes.groups) != 1:
             return _default_legalize(builder, call)
         if is_1d:
             sizes, results, constant = (1, *sizes), (1, *results), constant[:, np.newaxis]

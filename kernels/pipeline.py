@@ -8,11 +8,15 @@ from tvm import relax, s_tir, tirx
 
 from leakyforge.kernels.conv2d import match_conv2d
 from leakyforge.kernels.conv2d_dot import match_conv2d_dot
+from leakyforge.kernels.depthwise import match_depthwise
+from leakyforge.kernels.grouped import match_grouped
 from leakyforge.kernels.leaky_relu import legalize_leaky_relu
 from leakyforge.kernels.legalize import (
     lower_constant_weights,
     takes_transposed,
 )
+from leakyforge.kernels.log_softmax import legalize_log_softmax
+from leakyforge.kernels.reduction import match_reduction
 from leakyforge.kernels.schedules import NoMatch, match_elementwise, match_pool
 from leakyforge.kernels.strassen import match_strassen
 from leakyforge.kernels.target import CpuTarget
@@ -37,7 +41,10 @@ RULES: dict[str, Rule] = {
     "strassen": match_strassen,
     "conv2d": match_conv2d,
     "conv2d_dot": match_conv2d_dot,
+    "depthwise": match_depthwise,
+    "grouped": match_grouped,
     "elementwise": match_elementwise,
+    "reduction": match_reduction,
     "pool": match_pool,
 }
 
@@ -99,7 +106,12 @@ def legalize_and_fuse(
             [
                 relax.backend.DispatchSampling(),
                 relax.backend.DispatchSortScan(),
-                relax.transform.LegalizeOps({"relax.nn.leakyrelu": legalize_leaky_relu}),
+                relax.transform.LegalizeOps(
+                    {
+                        "relax.nn.leakyrelu": legalize_leaky_relu,
+                        "relax.nn.log_softmax": legalize_log_softmax,
+                    }
+                ),
                 relax.transform.AnnotateTIROpPattern(),
                 relax.transform.FoldConstant(),
                 relax.transform.FuseOps(),

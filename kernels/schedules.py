@@ -101,6 +101,17 @@ def vectorize_and_unroll(schedule: s_tir.Schedule, loops: Sequence[LoopRV], lane
         schedule.unroll(loop)
 
 
+def vectorize_last(schedule: s_tir.Schedule, block: SBlockRV, lanes: int) -> None:
+    """Vectorise a block's innermost loop where vectors, or halves or quarters, fill it."""
+    last = schedule.get_loops(block)[-1]
+    extent = loop_extent(schedule, last)
+    for width in (lanes, lanes // 2, lanes // 4):
+        if width > 1 and extent is not None and extent % width == 0:
+            _, lane = schedule.split(last, [None, width])
+            schedule.vectorize(lane)
+            return
+
+
 def _is_guarded(schedule: s_tir.Schedule, loop: LoopRV) -> bool:
     """Whether a condition on the block inside reads the loop: a vector cannot skip lanes."""
     statement = schedule.get(loop)
@@ -214,13 +225,13 @@ def match_elementwise(schedule: s_tir.Schedule, target: CpuTarget) -> NoMatch | 
     """Schedule a function whose blocks all map elements, as one loop nest over its output."""
     root = schedule.get_sblock("root")
     blocks = schedule.get_child_blocks(root)
-    if any(_is_reduction(schedule, block) for block in blocks):
+    if any(is_reduction(schedule, block) for block in blocks):
         return NoMatch("it reduces")
     outputs = [block for block in blocks if not schedule.get_consumers(block)]
     if len(outputs) != 1:
         return NoMatch(f"it has {len(outputs)} outputs")
     inline_producers(schedule, outputs[0], keep="")
-    lanes = _lanes(schedule, outputs[0], target)
+    lanes = lanes_of(schedule, outputs[0], target)
     if not (_is_flat(schedule, outputs[0]) and schedule_flat(schedule, outputs[0], lanes)):
         schedule_elementwise(schedule, outputs[0], lanes)
     return None
@@ -229,31 +240,39 @@ def match_elementwise(schedule: s_tir.Schedule, target: CpuTarget) -> NoMatch | 
 def match_pool(schedule: s_tir.Schedule, target: CpuTarget) -> NoMatch | None:
     """Schedule one reduction over windows, channels last, such as a pooling.
 
-    1. Inline the padding.
+    1. Inline the padding, and the operators behind the reduction into their last block.
     2. Move the reduction outside of the innermost output axis, which is vectorised.
     3. Run the outer loops in parallel if there is enough work.
-    4. Initialise before the reduction.
+    4. Compute the last block on each vector, where there is one.
+    5. Initialise before the reduction.
     """
     root = schedule.get_sblock("root")
     blocks = schedule.get_child_blocks(root)
-    reductions = [block for block in blocks if _is_reduction(schedule, block)]
+    reductions = [block for block in blocks if is_reduction(schedule, block)]
     if len(reductions) != 1:
         return NoMatch(f"it has {len(reductions)} reductions")
     (block,) = reductions
-    if schedule.get_consumers(block):
-        return NoMatch("operators are fused behind its reduction")
+    if len(schedule.get(block).writes) != 1:
+        return NoMatch("its reduction keeps several values")
+    outputs = [other for other in blocks if not schedule.get_consumers(other)]
+    if len(outputs) != 1:
+        return NoMatch(f"it has {len(outputs)} outputs")
     kinds = [variable.iter_type for variable in schedule.get(block).iter_vars]
     spatial = sum(kind == tirx.IterVar.DataPar for kind in kinds)
     loops = schedule.get_loops(block)
     if spatial < 2 or len(loops) != len(kinds) or tirx.IterVar.CommReduce in kinds[:spatial]:
         return NoMatch("its loops are not output axes and then a window")
+    elements = math.prod(loop_extent(schedule, loop) or 1 for loop in loops[:spatial])
+    if schedule.get_consumers(block) and total_work(schedule, outputs[0]) != elements:
+        return NoMatch("operators of another size are fused behind its reduction")
     # 1
     inline_producers(schedule, block, keep="")
+    last = inline_consumers(schedule, block) if schedule.get_consumers(block) else block
     # 2
     *outer, channel = loops[:spatial]
     window = loops[spatial:]
     work = total_work(schedule, block)
-    lanes = _lanes(schedule, block, target)
+    lanes = lanes_of(schedule, block, target)
     extent = loop_extent(schedule, channel)
     schedule.reorder(*outer, *window, channel)
     if extent is not None and extent % lanes == 0:
@@ -264,6 +283,11 @@ def match_pool(schedule: s_tir.Schedule, target: CpuTarget) -> NoMatch | None:
     if work >= PARALLEL_WORK:
         schedule.parallel(fused)
     # 4
+    if last is not block:
+        schedule.reverse_compute_at(last, fused)
+        schedule.set_scope(block, 0, "local")
+        vectorize_last(schedule, last, lanes)
+    # 5
     initial = schedule.decompose_reduction(block, window[0])
     last = schedule.get_loops(initial)[-1]
     if (loop_extent(schedule, last) or 1) % lanes == 0:
@@ -272,13 +296,14 @@ def match_pool(schedule: s_tir.Schedule, target: CpuTarget) -> NoMatch | None:
     return None
 
 
-def _is_reduction(schedule: s_tir.Schedule, block: SBlockRV) -> bool:
+def is_reduction(schedule: s_tir.Schedule, block: SBlockRV) -> bool:
+    """Whether a block reduces an axis."""
     return any(
         variable.iter_type != tirx.IterVar.DataPar for variable in schedule.get(block).iter_vars
     )
 
 
-def _lanes(schedule: s_tir.Schedule, block: SBlockRV, target: CpuTarget) -> int:
+def lanes_of(schedule: s_tir.Schedule, block: SBlockRV, target: CpuTarget) -> int:
     """Elements of the block's output in the target's widest vector."""
     dtype = tvm_ffi.dtype(str(schedule.get(block).writes[0].source.dtype))
     return max(1, target.vector_bits // max(8, int(dtype.bits)))

@@ -11,6 +11,8 @@ def convolution(shape: Conv2dShape, *, is_1d: bool) -> str:
     if shape.dilation != (1, 1):
         text += f" dilated {_joined(shape.dilation, is_1d=is_1d)}"
     channels = f"{shape.in_channels} -> {shape.out_channels}"
+    if shape.groups > 1:
+        channels += f" in {shape.groups} groups"
     return f"{text}, {channels}, {_joined(size, is_1d=is_1d)}"
 
 

@@ -116,7 +116,7 @@ class TestAlgorithms:
         found, _ = algorithms(shape, parse_target(target), shape.in_channels, strict=False)
         weight = np.zeros((shape.out_channels, *shape.kernel, shape.in_channels), np.float32)
         for each in found:
-            assert each.pack(weight).shape == each.packed_shape(shape), each
+            assert each.pack(weight, shape).shape == each.packed_shape(shape), each
 
     @pytest.mark.parametrize("shape", SHAPES)
     def test_names_tell_them_apart(self, shape):

@@ -231,7 +231,8 @@ def test_convolution_bias_and_leaky_relu_become_one_function(name, rule):
 
 
 def test_a_rule_that_does_not_match_says_why():
-    module = legalize_and_fuse(choose_layout(import_onnx(fold(conv_model(CASES["grouped"])))), HOST)
+    proto = conv_model(CASES["prime"], np.float16)
+    module = legalize_and_fuse(choose_layout(import_onnx(fold(proto))), HOST)
     (function,) = [
         function for variable, function in module.functions.items()
         if "conv2d" in str(variable.name_hint)

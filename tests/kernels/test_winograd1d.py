@@ -81,7 +81,7 @@ def test_equal_to_the_definition(run_kernel, name, axis):
     weight = generator.standard_normal((out_channels, *shape.kernel, in_channels))
     weight = weight.astype(np.float32)
     algorithm = Algorithm(config_of(shape), cycles=0.0)
-    packed = algorithm.pack(weight)
+    packed = algorithm.pack(weight, shape)
     assert packed.shape == algorithm.packed_shape(shape)
     actual = run_kernel(
         algorithm.define(shape, {}, copies=False), algorithm.schedule, [data, packed]
@@ -104,7 +104,7 @@ def test_blocks_of_any_size(run_kernel, tiles, block):
     actual = run_kernel(
         algorithm.define(shape, {}, copies=False),
         algorithm.schedule,
-        [data, algorithm.pack(weight)],
+        [data, algorithm.pack(weight, shape)],
     )
     desired = definition(data, weight, shape)
     limits = tolerance("float32", 7 * 16)
