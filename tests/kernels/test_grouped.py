@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from onnx import helper, numpy_helper
 
-from leakyforge.kernels import Decision, compile, parse_target
+from leakyforge.kernels import Decision, LayerReport, compile, parse_target
 from leakyforge.kernels.conv2d import Conv2dShape
 from leakyforge.kernels.depthwise import (
     DepthwiseConfig,
@@ -150,12 +150,12 @@ def test_one_function_scheduled_by_its_rule(tmp_path, name):
 
 
 def test_a_convolution_along_channels_says_why(tmp_path):
-    decisions: list[Decision] = []
+    layers: list[LayerReport] = []
     proto = grouped_model(CASES["halves"])
-    compile(proto, "cpu:x86-64-v3", output=tmp_path / "m.lfa", on_decision=decisions.append)
-    (refused,) = [decision.refused for decision in decisions if "conv" in decision.function]
-    assert refused["depthwise"] == "a group's 32 output channels exceed 8 registers"
-    assert refused["winograd"] == "no convolution with constant weights"
+    compile(proto, "cpu:x86-64-v3", output=tmp_path / "m.lfa", on_layer=layers.append)
+    (layer,) = [layer for layer in layers if layer.choice is not None]
+    assert layer.reasons == "depthwise: a group's 32 output channels exceed 8 registers"
+    assert "in 2 groups" in layer.layer
 
 
 def shape_of(case):
