@@ -22,7 +22,6 @@ from leakyforge.runtime.tensors import (
     bind_shape,
     empty_aligned,
     format_shape,
-    is_aligned,
     numpy_dtype,
 )
 from leakyforge.runtime.tvm_runtime import leave_workers_cpus, load_vm, set_threads, tvm_ffi
@@ -136,9 +135,9 @@ class Session:
             self._machine["set_instrument"](hook)
 
     def _stage(self, name: str, array: Array) -> tuple[Array, Any]:
-        """The array and a tensor over it, or over an aligned copy, whose memory is kept."""
+        """The array and a tensor over it, or over a copy, whose memory is kept."""
         # DLPack as tvm_ffi speaks it cannot say "read-only", and numpy then refuses.
-        if array.nbytes > _COPIED_BYTES and is_aligned(array) and array.flags.writeable:
+        if array.nbytes > _COPIED_BYTES and array.flags.carray:
             return array, _to_tvm(array)
         staged = self._staging.get(name)
         if staged is None or staged[0].shape != array.shape:

@@ -12,7 +12,7 @@ from leakyforge.errors import InputError
 Array = npt.NDArray[np.generic]
 Shape = tuple[int | str, ...]
 
-# Kernels are compiled for 64-byte aligned buffers; with AVX-512 an unaligned one is a fault.
+# Of weights and staged inputs: a vector is then in one line of the cache.
 ALIGNMENT = 64
 
 _ONNX_TYPES = {"float32": "float", "float64": "double"}
@@ -90,10 +90,3 @@ def empty_aligned(shape: tuple[int, ...], dtype: np.dtype[np.generic]) -> Array:
     raw = np.empty(size + ALIGNMENT, np.uint8)
     start = -raw.ctypes.data % ALIGNMENT
     return raw[start : start + size].view(dtype).reshape(shape)
-
-
-def is_aligned(array: Array) -> bool:
-    """Whether a kernel can read the array where it lies."""
-    # `array.ctypes.data` is the same address, found three times as slowly.
-    address: int = array.__array_interface__["data"][0]
-    return array.flags.c_contiguous and address % ALIGNMENT == 0

@@ -208,6 +208,16 @@ class TestMemory:
                 assert_close(ours, theirs)
             np.testing.assert_array_equal(array, before)
 
+    def test_large_inputs_are_read_where_they_lie(self, build):
+        text = "g (float[4,5000] x) => (float[4,5000] y) { y = LeakyRelu <alpha = 0.5> (x) }"
+        session = Session(build(text))
+        raw = np.random.default_rng(0).standard_normal(20001).astype(np.float32)
+        for array in (raw[:-1].reshape(4, 5000), raw[1:].reshape(4, 5000)):
+            (actual,) = session.run(None, {"x": array})
+            np.testing.assert_array_equal(actual, np.where(array >= 0, array, array * 0.5))
+        # Nothing was copied.
+        assert not session._staging
+
     def test_memory_mapped_input(self, conv, tmp_path):
         np.save(tmp_path / "image.npy", image())
         array = np.load(tmp_path / "image.npy", mmap_mode="r")
@@ -490,7 +500,7 @@ except InputError as error:
         assert run_python(script, conv).startswith("1 threads=2, ")
 
 
-def test_alignment_is_that_of_the_kernels():
+def test_alignment_is_a_line_of_the_cache():
     assert ALIGNMENT == 64
     for _ in range(20):
         array = empty_aligned((3,), np.dtype(np.float32))
