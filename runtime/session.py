@@ -26,6 +26,8 @@ from leakyforge.runtime.tensors import (
 )
 from leakyforge.runtime.tvm_runtime import leave_workers_cpus, load_vm, set_threads, tvm_ffi
 
+# First address and the one behind the last.
+_Addresses = tuple[int, int]
 # Copying so few bytes takes less time than making a tensor over the caller's memory.
 _COPIED_BYTES = 32 << 10
 
@@ -64,7 +66,8 @@ class Session:
         weights = unpack_weights(artifact.weight_memory, artifact.variant.weights)
         self._weights = [_to_tvm(weight) for weight in weights]
         self._names = [spec.name for spec in self.manifest.outputs]
-        self._staging: dict[str, tuple[Array, Any]] = {}
+        self._weight_addresses = _addresses(artifact.weight_memory)
+        self._staging: dict[str, tuple[Array, Any, _Addresses]] = {}
 
     def get_inputs(self) -> list[TensorSpec]:
         """Inputs with `name`, `shape` (a text for a symbolic dimension) and `type`."""
@@ -97,7 +100,7 @@ class Session:
             staged = [self._stage(name, array) for name, array in feeds.items()]
             leave_workers_cpus()
             try:
-                result = self._main(*[tensor for _, tensor in staged], *self._weights)
+                result = self._main(*[tensor for _, tensor, _ in staged], *self._weights)
             except (RuntimeError, ValueError, TypeError) as error:
                 shapes = ", ".join(
                     f"{name} {format_shape(array.shape)}" for name, array in feeds.items()
@@ -106,13 +109,14 @@ class Session:
                     f"model {self.manifest.model!r} failed on {shapes}: {one_line(error)}"
                 ) from error
             results = [result] if len(self._names) == 1 else result
-            borrowed = [self._weight_memory, *[array for array, _ in staged]]
+            borrowed = [self._weight_addresses, *[addresses for _, _, addresses in staged]]
             outputs = []
             for spec, tensor in zip(self.manifest.outputs, results, strict=True):
                 array = _to_numpy(tensor, spec.dtype, borrowed)
                 outputs.append(array)
                 # An output may be another one under a second name or shape.
-                borrowed.append(array)
+                address = tensor.data_ptr()
+                borrowed.append((address, address + array.nbytes))
         if not output_names:
             return outputs
         return [outputs[self._names.index(name)] for name in output_names]
@@ -134,15 +138,15 @@ class Session:
         with self._lock:
             self._machine["set_instrument"](hook)
 
-    def _stage(self, name: str, array: Array) -> tuple[Array, Any]:
+    def _stage(self, name: str, array: Array) -> tuple[Array, Any, _Addresses]:
         """The array and a tensor over it, or over a copy, whose memory is kept."""
         # DLPack as tvm_ffi speaks it cannot say "read-only", and numpy then refuses.
         if array.nbytes > _COPIED_BYTES and array.flags.carray:
-            return array, _to_tvm(array)
+            return array, _to_tvm(array), _addresses(array)
         staged = self._staging.get(name)
         if staged is None or staged[0].shape != array.shape:
             copy = empty_aligned(array.shape, array.dtype)
-            staged = self._staging[name] = (copy, _to_tvm(copy))
+            staged = self._staging[name] = (copy, _to_tvm(copy), _addresses(copy))
         staged[0][...] = array
         return staged
 
@@ -192,16 +196,23 @@ def _to_tvm(array: Array) -> Any:
     return _retyped(bits, str(array.dtype))
 
 
-def _to_numpy(tensor: Any, dtype: str, borrowed: Sequence[Array]) -> Array:
+def _addresses(array: Array) -> _Addresses:
+    """Where an array of consecutive elements lies."""
+    start: int = array.__array_interface__["data"][0]
+    return start, start + array.nbytes
+
+
+def _to_numpy(tensor: Any, dtype: str, borrowed: Sequence[_Addresses]) -> Array:
     """A numpy array over a result's memory, copied where that belongs to another array."""
     if dtype == "bfloat16":
         array = np.from_dlpack(_retyped(tensor, "uint16")).view(numpy_dtype(dtype))
     else:
         array = np.from_dlpack(tensor)
-    for source in borrowed:
-        if np.may_share_memory(array, source):
+    address = tensor.data_ptr()
+    for start, stop in borrowed:
+        if start <= address < stop:
             return array.copy()
-    return array if array.flags.writeable else array.copy()
+    return array
 
 
 def _retyped(tensor: Any, dtype: str) -> Any:
