@@ -28,8 +28,8 @@ EMBEDDING = Path(__file__).parent.parent.parent / "shared" / "models" / "embeddi
 
 # Name in the table: model of the zoo, its options, thread counts.
 MODELS: dict[str, tuple[str, dict[str, Any], tuple[int, ...]]] = {
-    "YOLOv3-tiny 416": ("yolov3-tiny", {"size": 416}, (2, 1)),
-    "RRDBNet, 6 blocks, 64x64": ("rrdbnet", {"blocks": 6}, (2, 1)),
+    "YOLOv3-tiny 416": ("yolov3-tiny", {"size": 416, "opset": 17}, (2, 1)),
+    "RRDBNet, 6 blocks, 64x64": ("rrdbnet", {"blocks": 6, "opset": 17}, (2, 1)),
     "HiFi-GAN V2, 64 frames": ("hifigan", {"version": 2}, (2,)),
     "DCGAN discriminator": ("dcgan-discriminator", {}, (2,)),
     "DCGAN generator": ("dcgan-generator", {}, (2,)),
@@ -131,7 +131,7 @@ def markdown(rows: dict[str, Any]) -> str:
         "The error is the largest difference from ONNX Runtime as a share of the output's range. "
         "The roofline is the share of the peak that the operations of the model's definition "
         "reach: Winograd, which needs fewer, may exceed 1. The peak is a product of matrices by "
-        "numpy's OpenBLAS in the same run. Memory is what loading and running added.",
+        "ONNX Runtime in the same run. Memory is what loading and running added.",
     ]
     for name, row in rows.items():
         lines += [

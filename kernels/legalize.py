@@ -190,10 +190,9 @@ def _direct(
 ) -> tuple[Definition, npt.NDArray[np.generic]]:
     """A direct convolution over data of rank 4 and packed weights, and these weights."""
     found, _ = algorithms(shape, target, shape.in_channels, strict=True)
-    # Dot products wherever they apply: their estimate is of rank 4 only.
-    algorithm = next((each for each in found if each.name == "dot"), found[0])
-    trial = Trial(algorithm.name, 1.0)
-    choice = Choice(layer, str(algorithm), 0, (trial,), "", refused)
+    algorithm = found[0]
+    trials = tuple(Trial(each.name, each.cycles / algorithm.cycles) for each in found)
+    choice = Choice(layer, str(algorithm), 0, trials, "products are estimated only", refused)
     return algorithm.define(shape, choice.note(), copies=False), algorithm.pack(weight, shape)
 
 

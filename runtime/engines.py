@@ -243,7 +243,7 @@ def interleave(workers: Mapping[str, TakesTurns], seconds: float) -> dict[str, l
 
 
 def peak_worker(threads: int, folder: Path) -> Worker:
-    """A worker that multiplies matrices with numpy's BLAS: the machine's peak."""
+    """A worker that multiplies matrices by ONNX Runtime: the machine's peak."""
     square = np.ones((_PEAK_SIZE, _PEAK_SIZE), np.float32)
     sides = {"left": square, "right": square}
     return Worker("peak", sys.executable, folder, sides, [], threads, folder)

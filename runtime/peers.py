@@ -67,7 +67,7 @@ class PeersReport:
         cpu: name of the CPU.
         threads: of every engine.
         flops: floating-point operations of convolutions and products in the model's definition.
-        peak_gflops: speed of a product of matrices by numpy's BLAS in the same run.
+        peak_gflops: speed of a product of matrices by ONNX Runtime in the same run.
         compile_seconds: what compiling the artifact took, None where it was there before.
         results: ours first.
     """

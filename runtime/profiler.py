@@ -1,8 +1,8 @@
 """Where the time of a run goes: every call of a kernel beside the machine's peaks.
 
 The Relax virtual machine calls an instrument before and after each of its functions. Runs with and
-without it take turns with the two measurements of the machine: a product of matrices by numpy's
-BLAS for arithmetic, and a copy of memory.
+without it take turns with the two measurements of the machine: a product of matrices by ONNX
+Runtime for arithmetic, and a copy of memory.
 """
 
 import contextlib
@@ -53,7 +53,7 @@ class KernelProfile:
         bytes_moved: inputs, weights and outputs, each once.
         gb_per_second: these in the median time.
         peak_share: `computed` in the median time, as a share of the peak; above 1 where a kernel
-            is faster than numpy's BLAS.
+            is faster than ONNX Runtime's product.
         copy_share: `bytes_moved` in the median time, as a share of a copy's speed; above 1 where
             they lie in a cache.
         bound: "compute" or "memory", whichever share is the larger.
@@ -85,7 +85,7 @@ class ProfileReport:
         cpu: name of the CPU.
         threads: that were used.
         runs: how many were measured call by call.
-        peak_gflops: speed of a product of matrices by numpy's BLAS in the same run.
+        peak_gflops: speed of a product of matrices by ONNX Runtime in the same run.
         copy_gb_per_second: bytes that a copy of memory read and wrote in the same run.
         run_ms: median time of a whole run, without the instrument.
         kernels_ms: the medians of all calls together.
