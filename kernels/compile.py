@@ -84,8 +84,8 @@ def compile(
         shapes: a size for every dimension of the named inputs; symbolic dimensions of the others
             stay symbolic.
         seed: of the reference inputs that the artifact carries.
-        precision: `default` may compute by the algorithms of Winograd and Strassen, `strict` adds up the
-            products of the definition only.
+        precision: `default` may compute by the algorithms of Winograd and Strassen, `strict` adds
+            up the products of the definition only.
         measure: with the target `cpu`, choose the algorithms of large convolutions by measurement;
             without, by the cost model, so that equal inputs give equal bytes.
         on_stage: called with a name out of `STAGES` when that stage begins; from "fuse" to "link"

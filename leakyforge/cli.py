@@ -93,7 +93,7 @@ def export(
 @target_option
 @shape_option
 @click.option("--precision", type=click.Choice(["default", "strict"]), default="default",
-              show_default=True, help="strict: sums as defined, no Winograd or Strassen.")  # fmt: skip
+              show_default=True, help="strict: the definition's sums.")  # fmt: skip
 @click.option("--measure/--no-measure", default=True, show_default=True,
               help="With --target cpu, time the algorithms of large layers; without, equal inputs "
               "give equal bytes.")  # fmt: skip
