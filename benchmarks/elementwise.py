@@ -24,6 +24,7 @@ from tvm import tirx
 
 from leakyforge.kernels import LeakyReluKernel, parse_target
 from leakyforge.runtime import cpu
+from leakyforge.runtime.engine_worker import turn
 from leakyforge.runtime.reference import onnxruntime_session
 from leakyforge.runtime.tensors import Array
 from leakyforge.runtime.tvm_runtime import leave_workers_cpus, set_threads
@@ -94,8 +95,8 @@ def measure(name: str, threads: int, kib: int, seconds: float) -> dict[str, Any]
         turns += 1
         for engine, call in engines.items():
             time.sleep(_PAUSE_SECONDS)
-            _turn(call, _WARM_SECONDS)
-            times[engine] += _turn(call, _TURN_SECONDS)
+            turn(call, _WARM_SECONDS)
+            times[engine] += turn(call, _TURN_SECONDS)
     if name == "forward":
         np.testing.assert_array_equal(out, np.where(x >= 0, x, x * np.float32(ALPHA)))
     else:
@@ -111,16 +112,6 @@ def measure(name: str, threads: int, kib: int, seconds: float) -> dict[str, Any]
 
 def _normal(size: int, seed: int) -> Array:
     return np.random.default_rng(seed).standard_normal(size, dtype=np.float32)
-
-
-def _turn(call: Callable[[], Any], seconds: float) -> list[float]:
-    """Seconds of each of the calls that fit into a time, at least one."""
-    times: list[float] = []
-    while sum(times) < seconds:
-        start = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - start)
-    return times
 
 
 def memcpy(target: Array, source: Array, threads: int) -> Callable[[], Any]:

@@ -11,6 +11,7 @@ from typing import Any
 from leakyforge.errors import InputError
 from leakyforge.runtime import cpu
 from leakyforge.runtime.artifact import read_artifact
+from leakyforge.runtime.engine_worker import turn
 from leakyforge.runtime.parity import find_onnx
 from leakyforge.runtime.reference import onnxruntime_session, random_feeds
 from leakyforge.runtime.session import Session
@@ -129,19 +130,9 @@ def _interleave(engines: Mapping[str, Callable[[], Any]], seconds: float) -> dic
     while time.perf_counter() < deadline or len(next(iter(samples.values()))) < _LEAST_SAMPLES:
         for name, call in engines.items():
             time.sleep(_PAUSE_SECONDS)
-            _turn(call, WARM_SECONDS)
-            samples[name] += _turn(call, TURN_SECONDS)
+            turn(call, WARM_SECONDS)
+            samples[name] += turn(call, TURN_SECONDS)
     return samples
-
-
-def _turn(call: Callable[[], Any], seconds: float) -> list[float]:
-    """Seconds of each of the calls that fit into a time, at least one."""
-    times: list[float] = []
-    while sum(times) < seconds:
-        start = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - start)
-    return times
 
 
 def _latency(engine: str, times: list[float], ours: float) -> Latency:
