@@ -67,7 +67,7 @@ from leakyforge.kernels.winograd1d import (
     schedule_winograd1d,
     transform_weights1d,
     winograd1d,
-    winograd1d_configs,
+    winograd1d_config,
     winograd1d_cycles,
 )
 
@@ -228,10 +228,10 @@ def _winograds(
     if strict:
         return NoMatch("precision is strict: no Winograd")
     if min(shape.kernel) == 1 < max(shape.kernel):
-        lines = winograd1d_configs(shape, target, granule)
-        if isinstance(lines, NoMatch):
-            return lines
-        return [Algorithm(each, winograd1d_cycles(shape, target, each)) for each in lines]
+        config = winograd1d_config(shape, target, granule)
+        if isinstance(config, NoMatch):
+            return config
+        return [Algorithm(config, winograd1d_cycles(shape, target, config))]
     tiles = winograd_configs(shape, target, granule)
     if isinstance(tiles, NoMatch):
         return tiles

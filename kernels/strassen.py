@@ -120,7 +120,7 @@ def strassen_config(shape: Conv2dShape, target: CpuTarget) -> StrassenConfig | N
     input_lanes = widest_lanes(half.in_channels, target, shape.itemsize)
     configs = []
     for vectors in (1, 2, 4):
-        registers = target.vector_registers - vectors - 1
+        registers = target.vector_registers - vectors - target.load_registers
         tiles = [r for r in range(1, registers // vectors + 1) if half.width % r == 0]
         if half.out_channels % (vectors * lanes) == 0:
             configs.append(StrassenConfig(tiles[-1], vectors, lanes, input_lanes, registers))

@@ -118,9 +118,9 @@ class Winograd1dConfig:
         return self.vectors * self.lanes
 
 
-def winograd1d_configs(
+def winograd1d_config(
     shape: Conv2dShape, target: CpuTarget, granule: int
-) -> list[Winograd1dConfig] | NoMatch:
+) -> Winograd1dConfig | NoMatch:
     """The sizes with the least estimate, or why the convolution takes other algorithms.
 
     Args:
@@ -137,7 +137,7 @@ def winograd1d_configs(
     if granule % narrowest or shape.out_channels % narrowest:
         return NoMatch(f"Winograd takes channels in multiples of {narrowest}")
     configs = _configs(shape, target, axis, granule)
-    return [min(configs, key=lambda config: winograd1d_cycles(shape, target, config))]
+    return min(configs, key=lambda config: winograd1d_cycles(shape, target, config))
 
 
 def _configs(
@@ -158,7 +158,7 @@ def _configs(
     for vectors, lines, tiles, blocks in itertools.product(
         vectors_fitting, lines_fitting, _TILES, reversed(_BLOCKS)
     ):
-        registers = target.vector_registers - vectors - 1
+        registers = target.vector_registers - vectors - target.load_registers
         if _LEAST_TILES <= lines * tiles <= registers // vectors and lines * tiles * blocks <= most:
             configs.append(
                 Winograd1dConfig(

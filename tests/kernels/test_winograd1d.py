@@ -13,7 +13,7 @@ from leakyforge.kernels.winograd import cook_toom
 from leakyforge.kernels.winograd1d import (
     Winograd1dConfig,
     transform_weights1d,
-    winograd1d_configs,
+    winograd1d_config,
 )
 from leakyforge.runtime.tolerance import tolerance
 
@@ -25,9 +25,9 @@ ROW = Conv2dShape(
 
 
 def config_of(shape, target=HOST):
-    configs = winograd1d_configs(shape, target, shape.in_channels)
-    assert not isinstance(configs, NoMatch), configs
-    return configs[0]
+    config = winograd1d_config(shape, target, shape.in_channels)
+    assert isinstance(config, Winograd1dConfig), config
+    return config
 
 
 def definition(data, weight, shape):
@@ -153,13 +153,13 @@ def test_strict_precision_does_without():
 )
 def test_declines_with_a_reason(change, reason):
     shape = dataclasses.replace(ROW, **change)
-    declined = winograd1d_configs(shape, HOST, shape.in_channels)
+    declined = winograd1d_config(shape, HOST, shape.in_channels)
     assert isinstance(declined, NoMatch)
     assert reason in declined.reason
 
 
 def test_joined_inputs_decide_the_vectors():
-    (config,) = winograd1d_configs(ROW, HOST, 8)
+    config = winograd1d_config(ROW, HOST, 8)
     assert config.input_lanes <= 8
 
 
