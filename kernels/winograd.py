@@ -255,7 +255,9 @@ def winograd_cycles(shape: Conv2dShape, target: CpuTarget, config: WinogradConfi
         return bound_by_weights(cycles, weights, target) + read_cycles(3 * between, between)
     blocks = math.ceil(tiles.height / config.rows) * math.ceil(tiles.width / config.block)
     reads = 1 if weights <= _CACHED_WEIGHTS else blocks
-    return max(cycles / target.num_cores, read_cycles(reads * weights, weights))
+    # The core with the most blocks is the last to end.
+    share = math.ceil(blocks / target.num_cores) / blocks
+    return max(cycles * share, read_cycles(reads * weights, weights))
 
 
 def widest_lanes(channels: int, target: CpuTarget, itemsize: int) -> int:
