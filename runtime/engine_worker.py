@@ -194,7 +194,7 @@ def torch_compile(model: str, feeds: Feeds, threads: int) -> Engine:
 def peak(_model: str, feeds: Feeds, threads: int) -> Engine:
     """Not an engine: a product of matrices, whose speed is the machine's peak.
 
-    By ONNX Runtime, since numpy's OpenBLAS reaches half of it where vectors have 512 bits.
+    By ONNX Runtime: on Zen 5 its convolutions were 1.7 times as fast as numpy's OpenBLAS.
     """
     from onnx import TensorProto, helper, numpy_helper
 
