@@ -132,6 +132,15 @@ class Conv2dShape:
         return (self.width + self.padding[1] + self.padding[3] - span) // self.strides[1] + 1
 
 
+def pointwise_shape(
+    height: int, width: int, in_channels: int, out_channels: int, itemsize: int
+) -> Conv2dShape:
+    """A product at every pixel: a 1x1 convolution of stride 1."""
+    return Conv2dShape(
+        height, width, in_channels, out_channels, (1, 1), (1, 1), (1, 1), (0, 0, 0, 0), itemsize
+    )
+
+
 def heuristic_config(
     shape: Conv2dShape, target: CpuTarget, *, streams_weights: bool | None = None
 ) -> Conv2dConfig:

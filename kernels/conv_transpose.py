@@ -30,7 +30,7 @@ import numpy as np
 import numpy.typing as npt
 from tvm import ir, te, tirx
 
-from leakyforge.kernels.conv2d import Conv2dShape
+from leakyforge.kernels.conv2d import Conv2dShape, pointwise_shape
 from leakyforge.kernels.target import CpuTarget
 
 # Cycles to add one term of `add_products` to a vector as wide as `multiply_add_bits`; Zen 4.
@@ -93,17 +93,8 @@ class TransposedShape:
 
     def products(self) -> Conv2dShape:
         """The convolution that multiplies every pixel with all the kernel's elements."""
-        return Conv2dShape(
-            self.height,
-            self.width,
-            self.in_channels,
-            math.prod(self.kernel) * self.out_channels,
-            (1, 1),
-            (1, 1),
-            (1, 1),
-            (0, 0, 0, 0),
-            self.itemsize,
-        )
+        elements = math.prod(self.kernel) * self.out_channels
+        return pointwise_shape(self.height, self.width, self.in_channels, elements, self.itemsize)
 
     def first(self, axis: int) -> int:
         """The least q on an axis that an output needs."""

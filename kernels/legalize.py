@@ -15,7 +15,7 @@ from leakyforge.kernels import words
 from leakyforge.kernels.algorithms import Algorithm, Definition, algorithms, prefers_products
 from leakyforge.kernels.choice import Choice, Trial
 from leakyforge.kernels.choose import choose
-from leakyforge.kernels.conv2d import Conv2dShape
+from leakyforge.kernels.conv2d import Conv2dShape, pointwise_shape
 from leakyforge.kernels.conv_transpose import (
     TransposedShape,
     add_products,
@@ -271,17 +271,9 @@ def legalize_matmul(target: CpuTarget, *, strict: bool) -> Legalize:
             return _default_legalize(builder, call)
         rows = left.ty.shape[0]
         symbolic = not isinstance(rows, tirx.IntImm)
-        shape = Conv2dShape(
-            height=1,
-            width=1 if symbolic else int(rows),
-            in_channels=constant.shape[0],
-            out_channels=constant.shape[1],
-            kernel=(1, 1),
-            strides=(1, 1),
-            dilation=(1, 1),
-            padding=(0, 0, 0, 0),
-            itemsize=constant.dtype.itemsize,
-        )
+        inner, columns = constant.shape
+        width = 1 if symbolic else int(rows)
+        shape = pointwise_shape(1, width, inner, columns, constant.dtype.itemsize)
         layer = words.product(shape, str(rows) if symbolic else str(int(rows)))
         seven = NoMatch("precision is strict") if strict else strassen_config(shape, target)
         if isinstance(seven, NoMatch):

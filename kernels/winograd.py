@@ -44,6 +44,7 @@ from leakyforge.kernels.conv2d import (
     bound_by_weights,
     estimated_cycles,
     heuristic_config,
+    pointwise_shape,
     read_cycles,
     whole,
 )
@@ -56,6 +57,7 @@ from leakyforge.kernels.schedules import (
     read_config,
     schedule_elementwise,
     vectorize_and_unroll,
+    vectorize_last,
 )
 from leakyforge.kernels.target import CpuTarget
 
@@ -267,16 +269,12 @@ def widest_lanes(channels: int, target: CpuTarget, itemsize: int) -> int:
 
 def tile_shape(shape: Conv2dShape, outputs: int) -> Conv2dShape:
     """The product at one place of the tiles, as a 1x1 convolution over the grid of tiles."""
-    return Conv2dShape(
-        height=math.ceil(shape.out_height / outputs),
-        width=math.ceil(shape.out_width / outputs),
-        in_channels=shape.in_channels,
-        out_channels=shape.out_channels,
-        kernel=(1, 1),
-        strides=(1, 1),
-        dilation=(1, 1),
-        padding=(0, 0, 0, 0),
-        itemsize=shape.itemsize,
+    return pointwise_shape(
+        math.ceil(shape.out_height / outputs),
+        math.ceil(shape.out_width / outputs),
+        shape.in_channels,
+        shape.out_channels,
+        shape.itemsize,
     )
 
 
@@ -438,9 +436,7 @@ def schedule_winograd(schedule: s_tir.Schedule, config: WinogradConfig) -> None:
     for pad in pads:
         if config.block:
             schedule.compute_at(pad, outer, preserve_unit_loops=True)
-            *_, channel = schedule.get_loops(pad)
-            _, lane = schedule.split(channel, [None, config.input_lanes])
-            schedule.vectorize(lane)
+            vectorize_last(schedule, pad, config.input_lanes)
         else:
             schedule_elementwise(schedule, pad, config.input_lanes)
 

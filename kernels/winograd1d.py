@@ -36,6 +36,7 @@ from leakyforge.kernels.conv2d import (
     Conv2dShape,
     bound_by_weights,
     estimated_cycles,
+    pointwise_shape,
     whole,
 )
 from leakyforge.kernels.schedules import (
@@ -47,6 +48,7 @@ from leakyforge.kernels.schedules import (
     read_config,
     total_work,
     vectorize_and_unroll,
+    vectorize_last,
 )
 from leakyforge.kernels.target import CpuTarget
 from leakyforge.kernels.winograd import combine, cook_toom, widest_lanes
@@ -175,16 +177,9 @@ def _tiles_shape(shape: Conv2dShape, axis: int, outputs: int) -> Conv2dShape:
     if axis == 0:
         across, along = along, across
     dilation = shape.dilation[axis]
-    return Conv2dShape(
-        height=across * dilation,
-        width=math.ceil(math.ceil(along / dilation) / outputs),
-        in_channels=shape.in_channels,
-        out_channels=shape.out_channels,
-        kernel=(1, 1),
-        strides=(1, 1),
-        dilation=(1, 1),
-        padding=(0, 0, 0, 0),
-        itemsize=shape.itemsize,
+    tiles = math.ceil(math.ceil(along / dilation) / outputs)
+    return pointwise_shape(
+        across * dilation, tiles, shape.in_channels, shape.out_channels, shape.itemsize
     )
 
 
@@ -347,9 +342,7 @@ def schedule_winograd1d(schedule: s_tir.Schedule, config: Winograd1dConfig) -> N
     schedule.reorder(k_outer, g, lane)
     schedule.unroll(g)
     schedule.vectorize(lane)
-    *_, channel = schedule.get_loops(pad)
-    _, lane = schedule.split(channel, [None, config.input_lanes])
-    schedule.vectorize(lane)
+    vectorize_last(schedule, pad, config.input_lanes)
 
 
 def match_winograd1d(schedule: s_tir.Schedule, _target: CpuTarget) -> NoMatch | None:
