@@ -27,7 +27,7 @@ from leakyforge.runtime import cpu
 from leakyforge.runtime.engine_worker import turn
 from leakyforge.runtime.reference import onnxruntime_session
 from leakyforge.runtime.tensors import Array
-from leakyforge.runtime.tvm_runtime import leave_workers_cpus, set_threads
+from leakyforge.runtime.tvm_runtime import set_threads
 
 DOCS = Path(__file__).parent.parent / "docs"
 ALPHA = 0.1
@@ -152,7 +152,6 @@ def pooled_memcpy(target: Array, source: Array, threads: int) -> Callable[[], An
 
     def call() -> None:
         set_threads(threads)
-        leave_workers_cpus()
         run(target, source)
 
     return call

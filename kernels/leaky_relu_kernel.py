@@ -14,7 +14,7 @@ from leakyforge.kernels.target import parse_target
 from leakyforge.runtime import cpu
 from leakyforge.runtime import threads as thread_count
 from leakyforge.runtime.tensors import Array, format_shape, numpy_dtype
-from leakyforge.runtime.tvm_runtime import leave_workers_cpus, set_threads
+from leakyforge.runtime.tvm_runtime import set_threads
 
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 
@@ -165,7 +165,6 @@ class LeakyReluKernel:
         if arrays[0].ndim != 1:
             arrays = tuple(array.ravel() for array in arrays)
         set_threads(self.threads)
-        leave_workers_cpus()
         # The strides of an empty array may be any.
         if arrays[0].size:
             function(*arrays)

@@ -23,7 +23,7 @@ from leakyforge.kernels.conv2d import Conv2dShape
 from leakyforge.kernels.schedules import schedule_elementwise
 from leakyforge.kernels.sources import Read
 from leakyforge.kernels.target import CpuTarget
-from leakyforge.runtime.tvm_runtime import leave_workers_cpus, set_threads
+from leakyforge.runtime.tvm_runtime import set_threads
 
 # Runs in a turn, the first of which is not counted.
 _TURN = 4
@@ -88,7 +88,6 @@ def _time(
 ) -> list[float] | None:
     """The least seconds of each algorithm."""
     set_threads(target.num_cores)
-    leave_workers_cpus()
     dtype = f"float{8 * layer.shape.itemsize}"
     inputs = [_random(shape, dtype) for shape in layer.inputs]
     before = [_copy_onto(tensor, target) for tensor in inputs]

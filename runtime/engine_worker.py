@@ -82,11 +82,14 @@ def mnn(model: str, feeds: Feeds, threads: int) -> Engine:
     import MNN.expr as expr
     import MNN.nn as nn
 
-    converter = Path(sys.executable).with_name("mnnconvert")
+    # The command mnnconvert tells its makers of every use, and has pip install what it wants for
+    # that, in whichever environment is active.
+    converter = "import sys, _tools; _tools.mnnconvert(sys.argv)"
     with tempfile.TemporaryDirectory() as folder:
         path = str(Path(folder) / "model.mnn")
-        command = [str(converter), "-f", "ONNX", "--modelFile", model, "--MNNModel", path]
-        done = subprocess.run([*command, "--bizCode", "MNN"], capture_output=True, text=True)
+        arguments = ["-f", "ONNX", "--modelFile", model, "--MNNModel", path, "--bizCode", "MNN"]
+        command = [sys.executable, "-c", converter, *arguments]
+        done = subprocess.run(command, capture_output=True, text=True)
         if not Path(path).is_file():
             raise RuntimeError(f"mnnconvert: {(done.stdout + done.stderr).strip()[-200:]}")
         settings = {"precision": "high", "backend": "CPU", "numThread": threads}

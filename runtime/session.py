@@ -24,12 +24,10 @@ from leakyforge.runtime.tensors import (
     format_shape,
     numpy_dtype,
 )
-from leakyforge.runtime.tvm_runtime import leave_workers_cpus, load_vm, set_threads, tvm_ffi
+from leakyforge.runtime.tvm_runtime import load_vm, set_threads, tvm_ffi
 
 # First address and the one behind the last.
 _Addresses = tuple[int, int]
-# Copying so few bytes takes less time than making a tensor over the caller's memory.
-_COPIED_BYTES = 32 << 10
 
 
 class Session:
@@ -66,8 +64,9 @@ class Session:
         weights = unpack_weights(artifact.weight_memory, artifact.variant.weights)
         self._weights = [_to_tvm(weight) for weight in weights]
         self._names = [spec.name for spec in self.manifest.outputs]
-        self._weight_addresses = _addresses(artifact.weight_memory)
-        self._staging: dict[str, tuple[Array, Any, _Addresses]] = {}
+        memory = artifact.weight_memory
+        self._weight_addresses = (memory.ctypes.data, memory.ctypes.data + memory.nbytes)
+        self._copies: dict[str, Array] = {}
 
     def get_inputs(self) -> list[TensorSpec]:
         """Inputs with `name`, `shape` (a text for a symbolic dimension) and `type`."""
@@ -97,10 +96,14 @@ class Session:
         feeds = check_feeds(self.manifest.inputs, input_feed)
         with self._lock:
             set_threads(self.threads)
-            staged = [self._stage(name, array) for name, array in feeds.items()]
-            leave_workers_cpus()
+            tensors, borrowed = [], [self._weight_addresses]
+            for name, array in feeds.items():
+                # DLPack as tvm_ffi speaks it cannot say "read-only", and numpy then refuses.
+                tensor = _to_tvm(array if array.flags.carray else self._copy(name, array))
+                tensors.append(tensor)
+                borrowed.append(_addresses(tensor, array.nbytes))
             try:
-                result = self._main(*[tensor for _, tensor, _ in staged], *self._weights)
+                result = self._main(*tensors, *self._weights)
             except (RuntimeError, ValueError, TypeError) as error:
                 shapes = ", ".join(
                     f"{name} {format_shape(array.shape)}" for name, array in feeds.items()
@@ -108,15 +111,13 @@ class Session:
                 raise ExecutionError(
                     f"model {self.manifest.model!r} failed on {shapes}: {one_line(error)}"
                 ) from error
-            results = [result] if len(self._names) == 1 else result
-            borrowed = [self._weight_addresses, *[addresses for _, _, addresses in staged]]
             outputs = []
-            for spec, tensor in zip(self.manifest.outputs, results, strict=True):
-                array = _to_numpy(tensor, spec.dtype, borrowed)
-                outputs.append(array)
-                # An output may be another one under a second name or shape.
-                address = tensor.data_ptr()
-                borrowed.append((address, address + array.nbytes))
+            for tensor in [result] if len(self._names) == 1 else result:
+                array = _to_numpy(tensor)
+                addresses = _addresses(tensor, array.nbytes)
+                # An output may be an input, a weight, or another output under a second name.
+                outputs.append(array.copy() if _overlap(addresses, borrowed) else array)
+                borrowed.append(addresses)
         if not output_names:
             return outputs
         return [outputs[self._names.index(name)] for name in output_names]
@@ -138,17 +139,13 @@ class Session:
         with self._lock:
             self._machine["set_instrument"](hook)
 
-    def _stage(self, name: str, array: Array) -> tuple[Array, Any, _Addresses]:
-        """The array and a tensor over it, or over a copy, whose memory is kept."""
-        # DLPack as tvm_ffi speaks it cannot say "read-only", and numpy then refuses.
-        if array.nbytes > _COPIED_BYTES and array.flags.carray:
-            return array, _to_tvm(array), _addresses(array)
-        staged = self._staging.get(name)
-        if staged is None or staged[0].shape != array.shape:
-            copy = empty_aligned(array.shape, array.dtype)
-            staged = self._staging[name] = (copy, _to_tvm(copy), _addresses(copy))
-        staged[0][...] = array
-        return staged
+    def _copy(self, name: str, array: Array) -> Array:
+        """A copy of consecutive elements, in memory that is kept for the next run."""
+        copy = self._copies.get(name)
+        if copy is None or copy.shape != array.shape:
+            copy = self._copies[name] = empty_aligned(array.shape, array.dtype)
+        copy[...] = array
+        return copy
 
 
 def check_feeds(specs: Sequence[TensorSpec], feeds: Mapping[str, Any]) -> dict[str, Array]:
@@ -196,23 +193,28 @@ def _to_tvm(array: Array) -> Any:
     return _retyped(bits, str(array.dtype))
 
 
-def _addresses(array: Array) -> _Addresses:
-    """Where an array of consecutive elements lies."""
-    start: int = array.__array_interface__["data"][0]
-    return start, start + array.nbytes
+def _addresses(tensor: Any, size: int) -> _Addresses:
+    """Where a tensor of so many bytes lies."""
+    start: int = tensor.data_ptr()
+    return start, start + size
 
 
-def _to_numpy(tensor: Any, dtype: str, borrowed: Sequence[_Addresses]) -> Array:
-    """A numpy array over a result's memory, copied where that belongs to another array."""
-    if dtype == "bfloat16":
-        array = np.from_dlpack(_retyped(tensor, "uint16")).view(numpy_dtype(dtype))
-    else:
-        array = np.from_dlpack(tensor)
-    address = tensor.data_ptr()
-    for start, stop in borrowed:
-        if start <= address < stop:
-            return array.copy()
-    return array
+def _overlap(addresses: _Addresses, others: Sequence[_Addresses]) -> bool:
+    """Whether the first address is one of the others'."""
+    first = addresses[0]
+    for start, stop in others:
+        if start <= first < stop:
+            return True
+    return False
+
+
+def _to_numpy(tensor: Any) -> Array:
+    """A numpy array over a tensor's memory."""
+    try:
+        return np.from_dlpack(tensor)
+    except (RuntimeError, BufferError):
+        # Numpy takes no bfloat16, which ml_dtypes adds to it.
+        return np.from_dlpack(_retyped(tensor, "uint16")).view(numpy_dtype(str(tensor.dtype)))
 
 
 def _retyped(tensor: Any, dtype: str) -> Any:

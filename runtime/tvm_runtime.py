@@ -13,7 +13,7 @@ import os
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ _SHARE_ALL_CPUS = -3
 _CPU_DEVICE = 1
 _POOLED_ALLOCATOR = 2
 
-_pool_size = threading.local()
+_pool = threading.local()
 _loading = threading.Lock()
 
 
@@ -103,11 +103,20 @@ def load_vm(library: bytes, name: str) -> Any:
 def set_threads(count: int) -> None:
     """Give the calling thread's pool `count` threads: TVM keeps a pool for each calling thread.
 
+    To be called before every parallel call: it also moves the caller off the workers' CPUs.
+
     Raises:
         InputError: more threads than CPUs that this process may use.
     """
-    if getattr(_pool_size, "count", None) == count:
-        return
+    if getattr(_pool, "size", None) != count:
+        _configure_pool(count)
+    taken: set[int] = _pool.taken
+    if taken and _current_cpu()() in taken:
+        _leave(taken)
+
+
+def _configure_pool(count: int) -> None:
+    """Make the calling thread's pool, and say which CPUs its workers have for themselves."""
     cpus = [str(cpu) for cpu in sorted(os.sched_getaffinity(0))]
     check_threads(count)
     # TVM's own 300000 keep idle threads spinning for 150 ms, ONNX Runtime's spin for 40 ms.
@@ -116,15 +125,12 @@ def set_threads(count: int) -> None:
     # workers otherwise land on the caller's CPU, where both wait for one another in turns.
     mode = _ONE_CPU_EACH if count == len(cpus) else _SHARE_ALL_CPUS
     tvm_ffi().get_global_func("runtime.config_threadpool")(mode, count, cpus)
-    _pool_size.count = count
-    _pool_size.taken = {int(cpu) for cpu in cpus[1:]} if mode == _ONE_CPU_EACH else set()
+    _pool.size = count
+    _pool.taken = {int(cpu) for cpu in cpus[1:]} if mode == _ONE_CPU_EACH else set()
 
 
-def leave_workers_cpus() -> None:
-    """Move the calling thread off the CPUs of its pool's workers; its affinity stays."""
-    taken: set[int] = _pool_size.taken
-    if not taken or _libc().sched_getcpu() not in taken:
-        return
+def _leave(taken: set[int]) -> None:
+    """Move the calling thread off CPUs; its affinity stays."""
     affinity = os.sched_getaffinity(0)
     free = affinity - taken
     if free:
@@ -133,5 +139,7 @@ def leave_workers_cpus() -> None:
 
 
 @functools.cache
-def _libc() -> ctypes.CDLL:
-    return ctypes.CDLL(None)
+def _current_cpu() -> Callable[[], int]:
+    """The C library's sched_getcpu."""
+    function: Callable[[], int] = ctypes.CDLL(None).sched_getcpu
+    return function

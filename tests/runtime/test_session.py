@@ -208,7 +208,7 @@ class TestMemory:
                 assert_close(ours, theirs)
             np.testing.assert_array_equal(array, before)
 
-    def test_large_inputs_are_read_where_they_lie(self, build):
+    def test_inputs_are_read_where_they_lie(self, build):
         text = "g (float[4,5000] x) => (float[4,5000] y) { y = LeakyRelu <alpha = 0.5> (x) }"
         session = Session(build(text))
         raw = np.random.default_rng(0).standard_normal(20001).astype(np.float32)
@@ -216,7 +216,7 @@ class TestMemory:
             (actual,) = session.run(None, {"x": array})
             np.testing.assert_array_equal(actual, np.where(array >= 0, array, array * 0.5))
         # Nothing was copied.
-        assert not session._staging
+        assert not session._copies
 
     def test_memory_mapped_input(self, conv, tmp_path):
         np.save(tmp_path / "image.npy", image())
@@ -458,7 +458,7 @@ for count in map(int, sys.argv[2:]):
 
         one, most = Session(conv, threads=1), Session(conv, threads=CPUS)
         monkeypatch.setattr(tvm_runtime, "tvm_ffi", lambda: Spy())
-        tvm_runtime._pool_size.count = None
+        tvm_runtime._pool.size = None
         for session in (one, most, most, one):
             session.run(None, {"image": image()})
         assert sizes == ([1, CPUS, 1] if CPUS > 1 else [1])
