@@ -1,8 +1,9 @@
 """From a model with LeakyRelu to a compiled artifact, checked against ONNX Runtime."""
 
-import importlib
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from leakyforge.lazy import lazy_names
 
 if TYPE_CHECKING:
     from leakyforge.exporter import export
@@ -11,23 +12,20 @@ if TYPE_CHECKING:
 
 __all__ = ["Session", "bench", "check", "compile", "export", "verify"]
 
-_ROOMS = {
-    "export": "leakyforge.exporter",
-    "compile": "leakyforge.kernels",
-    "Session": "leakyforge.runtime",
-    "bench": "leakyforge.runtime",
-    "check": "leakyforge.runtime",
-    "verify": "leakyforge.runtime",
-}
+# A session must not load the compiler.
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "export": "leakyforge.exporter",
+        "compile": "leakyforge.kernels",
+        "Session": "leakyforge.runtime",
+        "bench": "leakyforge.runtime",
+        "check": "leakyforge.runtime",
+        "verify": "leakyforge.runtime",
+    },
+)
 
 # In a source tree the rooms lie beside this folder; setuptools maps them into it when installed.
 _root = Path(__file__).resolve().parent.parent
 if (_root / "pyproject.toml").is_file():
     __path__.append(str(_root))
-
-
-def __getattr__(name: str) -> Any:
-    """Load a room when one of its names is first used: a session must not load the compiler."""
-    if name not in _ROOMS:
-        raise AttributeError(f"module 'leakyforge' has no attribute {name!r}")
-    return getattr(importlib.import_module(_ROOMS[name]), name)

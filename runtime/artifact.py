@@ -141,10 +141,17 @@ def is_artifact(path: Path) -> bool:
     return path.is_file() and zipfile.is_zipfile(path)
 
 
-def read_artifact(path: str | Path, variant: str | None = None) -> Artifact:
+def read_artifact(
+    path: str | Path, variant: str | None = None, *, references: bool = True
+) -> Artifact:
     """Read the variant that this machine runs best, or a named one, and check that it is whole.
 
     The members of the other variants are not read.
+
+    Args:
+        path: the artifact.
+        variant: name of the variant.
+        references: keep the reference inputs and outputs, which are checked anyway.
 
     Raises:
         ArtifactNotFoundError: there is no file.
@@ -160,6 +167,14 @@ def read_artifact(path: str | Path, variant: str | None = None) -> Artifact:
         def read(name: str) -> Array:
             return _read_member(archive, path, name, manifest.files[name])
 
+        def read_references(specs: tuple[TensorSpec, ...], kind: str) -> dict[str, Array]:
+            names = {spec.name: f"reference/{kind}_{i}.npy" for i, spec in enumerate(specs)}
+            if references:
+                return {spec.name: _from_npy(read(names[spec.name]), spec) for spec in specs}
+            for name in names.values():
+                _check_member(archive, path, name, manifest.files[name])
+            return {}
+
         return Artifact(
             path,
             manifest,
@@ -169,8 +184,8 @@ def read_artifact(path: str | Path, variant: str | None = None) -> Artifact:
                 chosen.weights,
                 lambda name, memory: _read_into(archive, path, name, manifest.files[name], memory),
             ),
-            _references(read, manifest.inputs, "input"),
-            _references(read, manifest.outputs, "output"),
+            read_references(manifest.inputs, "input"),
+            read_references(manifest.outputs, "output"),
         )
 
 
@@ -188,8 +203,7 @@ def read_manifest(path: str | Path, *, whole: bool = False) -> Manifest:
     with _opened(path) as (archive, manifest):
         if whole:
             for name, digest in manifest.files.items():
-                for _ in _chunks(archive, path, name, digest):
-                    pass
+                _check_member(archive, path, name, digest)
         return manifest
 
 
@@ -311,6 +325,12 @@ def _read_into(archive: zipfile.ZipFile, path: Path, name: str, digest: str, mem
         position += len(chunk)
 
 
+def _check_member(archive: zipfile.ZipFile, path: Path, name: str, digest: str) -> None:
+    """Check the size and the hash of a member, which is not kept."""
+    for _ in _chunks(archive, path, name, digest):
+        pass
+
+
 def _chunks(archive: zipfile.ZipFile, path: Path, name: str, digest: str) -> Iterator[bytes]:
     """A member piece by piece; its size and hash are compared after the last one."""
     size, position, digester = archive.getinfo(name).file_size, 0, hashlib.sha256()
@@ -324,16 +344,10 @@ def _chunks(archive: zipfile.ZipFile, path: Path, name: str, digest: str) -> Ite
     _check_hash(path, name, digester.hexdigest(), digest)
 
 
-def _references(
-    read: Callable[[str], Array], specs: tuple[TensorSpec, ...], kind: str
-) -> dict[str, Array]:
-    """Stored inputs or outputs by name."""
-    arrays = {}
-    for index, spec in enumerate(specs):
-        data = io.BytesIO(read(f"reference/{kind}_{index}.npy").data)
-        stored = np.load(data, allow_pickle=False)
-        arrays[spec.name] = stored.view(numpy_dtype(spec.dtype))
-    return arrays
+def _from_npy(data: Array, spec: TensorSpec) -> Array:
+    """A stored input or output."""
+    stored: Array = np.load(io.BytesIO(data.data), allow_pickle=False)
+    return stored.view(numpy_dtype(spec.dtype))
 
 
 def _to_npy(array: Array) -> bytes:
