@@ -1,9 +1,10 @@
-"""What a convolution reads: concatenations and upsamplings become part of its padding.
+"""What a convolution reads: joined and repeated tensors and an image's planes, by its padding.
 
 A convolution copies its input into a padded block of memory. Copying from the tensors that were
-joined, or from the pixels that were repeated, costs no more, and saves one write and one read of
-the whole tensor. Formula: concat[n, y, x, k] = the first tensor whose channels reach k;
-upsampled[n, y, x, k] = data[n, y // f, x // f', k].
+joined, from the pixels that were repeated, or from an image whose channels come first, costs no
+more, and saves one write and one read of the whole tensor. Formulas: concat[n, y, x, k] = the
+first tensor whose channels reach k; upsampled[n, y, x, k] = data[n, y // f, x // f', k];
+channels_last[n, y, x, k] = data[n, k, y, x].
 """
 
 from collections.abc import Callable, Sequence
@@ -13,6 +14,11 @@ from typing import Any
 from tvm import ir, relax, te, tirx
 
 Read = Callable[..., te.Tensor]
+
+# The axes of [n, k, y, x] in the order [n, y, x, k].
+_LAST = [0, 2, 3, 1]
+# An image's: of more planes, reading one element each would touch too many lines of the cache.
+_FEW_CHANNELS = 4
 
 
 @dataclass(frozen=True)
@@ -42,6 +48,10 @@ def find_source(builder: relax.BlockBuilder, data: relax.Expr) -> Source:
         factors = _repeats(call)
         if factors is not None:
             return _repeated(find_source(builder, call.args[0]), factors)
+    if name == "relax.permute_dims" and [int(axis) for axis in call.attrs.axes or ()] == _LAST:
+        channels = int(data.ty.shape[3])
+        if channels <= _FEW_CHANNELS:
+            return Source((call.args[0],), (channels,), _channels_last, is_plain=False)
     return Source((data,), (int(data.ty.shape[3]),), lambda tensor: tensor, is_plain=True)
 
 
@@ -78,6 +88,12 @@ def _joined(parts: Sequence[Source]) -> Source:
         read,
         is_plain=False,
     )
+
+
+def _channels_last(data: te.Tensor) -> te.Tensor:
+    """[n, k, y, x] as [n, y, x, k]."""
+    n, k, y, x = data.shape
+    return te.compute((n, y, x, k), lambda n, y, x, k: data[n, k, y, x], name="channels_last")
 
 
 def _repeats(call: relax.Call) -> tuple[int, int] | None:

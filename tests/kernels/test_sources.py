@@ -88,3 +88,37 @@ def test_other_resizes_keep_theirs():
     found = kernels(model((16, 32), repeats=(2, 2), mode="linear"))
     assert any("resize" in name for name in found), found
     assert not any("concat" in name for name in found), found
+
+
+def image_model(channels, batch=1, pads=1):
+    """One convolution, whose input is the model's, with its channels first."""
+    generator = np.random.default_rng(1)
+    weight = generator.standard_normal((8, channels, 3, 3)).astype(np.float32)
+    size = 4 + 2 * pads
+    graph = helper.make_graph(
+        [helper.make_node("Conv", ["x", "w"], ["c"], pads=[pads] * 4),
+         helper.make_node("LeakyRelu", ["c"], ["y"], alpha=0.2)],
+        "image",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [batch, channels, 6, 6])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [batch, 8, size, size])],
+        [numpy_helper.from_array(weight / np.float32(3 * np.sqrt(channels)), "w")],
+    )  # fmt: skip
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+@pytest.mark.parametrize(
+    ("channels", "batch", "pads"), [(3, 1, 1), (3, 2, 0), (4, "N", 1), (1, 1, 0)]
+)
+def test_planes_of_an_image_are_read_by_the_padding(tmp_path, channels, batch, pads):
+    import onnx
+
+    proto = image_model(channels, batch, pads)
+    # One transposition is left: the output's.
+    assert sum("transpose" in name for name in kernels(proto)) == 1
+    onnx.save(proto, tmp_path / "image.onnx")
+    report = check(compile(tmp_path / "image.onnx", "cpu"))
+    assert report, report
+
+
+def test_many_planes_are_transposed_first():
+    assert sum("transpose" in name for name in kernels(image_model(5))) == 2
