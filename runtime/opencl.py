@@ -117,8 +117,8 @@ class OpenClEngine:
             raise kind(f"the model {what} on OpenCL device {self.device.name}: {reason}") from error
 
 
-def choose_device(name: str | None = None) -> Any:
-    """The OpenCL device whose name holds `name`; by default the first GPU, else the first one.
+def find_devices() -> list[Any]:
+    """All OpenCL devices, at least one.
 
     Raises:
         MissingDependencyError: PyOpenCL is not installed.
@@ -131,8 +131,18 @@ def choose_device(name: str | None = None) -> Any:
         raise DeviceError(f"no OpenCL platform works: {one_line(error)}; {_HELP}") from error
     if not devices:
         raise DeviceError(f"there is no OpenCL device; {_HELP}")
+    return devices
+
+
+def choose_device(name: str | None = None) -> Any:
+    """The OpenCL device whose name holds `name`; by default the first GPU, else the first one.
+
+    Raises:
+        MissingDependencyError, DeviceError: as `find_devices`; or none has that name.
+    """
+    devices = find_devices()
     if name is None:
-        is_gpu = cl.device_type.GPU
+        is_gpu = _pyopencl().device_type.GPU
         return next((device for device in devices if device.type & is_gpu), devices[0])
     for device in devices:
         if name.lower() in device.name.lower():

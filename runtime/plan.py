@@ -86,9 +86,12 @@ def parse_plan(text: bytes) -> LaunchPlan:
         for entry in fields["launches"]
     )
     return LaunchPlan(
-        str(fields["source"]),
-        *(_integers(fields[key]) for key in ("buffers", "inputs", "weights", "outputs")),
-        launches,
+        source=str(fields["source"]),
+        buffers=_integers(fields["buffers"]),
+        inputs=_integers(fields["inputs"]),
+        weights=_integers(fields["weights"]),
+        outputs=_integers(fields["outputs"]),
+        launches=launches,
     )
 
 

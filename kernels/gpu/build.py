@@ -15,10 +15,9 @@ from tvm.s_tir import dlight
 from leakyforge.errors import CompileError
 from leakyforge.kernels.gpu.target import GpuTarget
 from leakyforge.kernels.weights import hoist_weights
-from leakyforge.runtime.plan import Launch, LaunchPlan
+from leakyforge.runtime.plan import Launch, LaunchPlan, Sizes
 from leakyforge.runtime.tensors import Array, numpy_dtype
 
-_AXES = ("x", "y", "z")
 _NO_SIZE = "its sizes are not known at compile time; fix the inputs with --shape"
 
 
@@ -198,11 +197,13 @@ def _read_launch(name: str, call: Any, buffers: dict[Any, int]) -> Launch:
         if not isinstance(extent, tirx.IntImm):
             raise CompileError(f"{name}: {_NO_SIZE}")
         sizes[tag] = int(extent)
-    grid = tuple(sizes.get(f"blockIdx.{axis}", 1) for axis in _AXES)
-    group = tuple(sizes.get(f"threadIdx.{axis}", 1) for axis in _AXES)
-    return Launch(
-        str(kernel.value), tuple(_buffer_of(name, each, buffers) for each in arguments), grid, group
-    )
+
+    def along(tag: str) -> Sizes:
+        x, y, z = (sizes.get(f"{tag}.{axis}", 1) for axis in "xyz")
+        return x, y, z
+
+    used = tuple(_buffer_of(name, each, buffers) for each in arguments)
+    return Launch(str(kernel.value), used, along("blockIdx"), along("threadIdx"))
 
 
 def _buffer_of(name: str, data: Any, buffers: dict[Any, int]) -> int:
