@@ -23,8 +23,8 @@ COLORS = 3
 KERNEL = 4
 # `features` times this is the width of the deepest layers.
 WIDEST = 8
-# Each of the discriminator's last two convolutions makes an image smaller by one pixel.
-SMALLEST_PAIR = 32
+# Of a smaller image the discriminator's last convolution would make nothing.
+SMALLEST_PAIR = 24
 
 
 def pix2pix_unet(
@@ -104,7 +104,7 @@ def patchgan(
     look real. 2.77 million parameters.
 
     Args:
-        size: Height and width of the images, 32 or more.
+        size: Height and width of the images, 24 or more.
         features: Channels of the first convolution.
         alpha: Slope of every LeakyRelu below zero.
         batch: Number of pairs, or the name of a symbolic dimension.
