@@ -12,7 +12,7 @@ from leakyforge.models.options import DEFAULT_OPSET
 # Residual blocks at 1/2, 1/4, ... 1/32 of the image's height and width.
 BLOCKS = (1, 2, 8, 8, 4)
 # Of a residual branch's weights: 23 sums in a row stay of order one.
-BRANCH_SCALE = 0.3
+BRANCH_SCALE = 0.1
 
 
 def yolov3(
