@@ -58,11 +58,13 @@ class Activation:
     def value(self, x: Values, slope: Values | float) -> Values:
         """The activation of an array; `slope` broadcasts to it and is read by rectifiers only."""
         if self.kind == "tanh":
-            return np.tanh(x)
-        if self.kind == "sigmoid":
+            values: Values = np.tanh(x)
+        elif self.kind == "sigmoid":
             power = np.exp(-np.abs(x))
-            return np.where(x < 0, power, 1) / (1 + power)
-        return np.where(x > 0, x, slope * x)
+            values = np.where(x < 0, power, 1) / (1 + power)
+        else:
+            values = np.where(x > 0, x, slope * x)
+        return values
 
     def derivative(self, x: Values, slope: Values | float) -> Values:
         """The derivative at each element; at 0 a rectifier's is its slope."""
@@ -70,7 +72,8 @@ class Activation:
             return np.where(x > 0, x.dtype.type(1), slope).astype(x.dtype, copy=False)
         factor = 2 if self.kind == "tanh" else 1
         power = np.exp(-factor * np.abs(x))
-        return factor**2 * power / (1 + power) ** 2
+        derivative: Values = factor**2 * power / (1 + power) ** 2
+        return derivative
 
     def add_to(self, graph: GraphBuilder, x: str, slope: Values | float, *, name: str) -> str:
         """Add the node that computes it at inference; `slope` is an array where it is learned."""

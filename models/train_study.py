@@ -16,7 +16,7 @@ from leakyforge.models.activations import Activation, Values
 from leakyforge.models.digits_data import DigitsSplit
 from leakyforge.models.study_network import Labels, StudyNetwork
 
-RATES = (0.003, 0.01, 0.03, 0.1)
+RATES = (0.003, 0.01, 0.03, 0.1, 0.3)
 BATCH = 32
 MOMENTUM = 0.9
 # Of the networks that choose a rate; those of the study are trained with seeds from 0 on.
