@@ -8,7 +8,7 @@ from typing import Any
 from leakyforge.errors import MissingDependencyError
 from leakyforge.files import atomic_file
 from leakyforge.study import Arm, Study, is_relu
-from leakyforge.study_report import difference
+from leakyforge.study_conclusions import difference
 
 # The alpha that is drawn apart, and the range of x.
 _ALPHA = 0.05
@@ -145,7 +145,7 @@ def _draw_differences(axis: Any, study: Study, depth: int, colors: dict[str, str
     axis.axvline(0, color="black", linewidth=1)
     axis.set_xlim(-_WIDEST, _WIDEST)
     axis.set_yticks(range(len(arms)), [arm.activation for arm in arms])
-    axis.invert_yaxis()
+    axis.set_ylim(len(arms) - 0.5, -0.5)
     axis.grid(axis="x", alpha=0.3)
     axis.set_title(f"Test accuracy minus ReLU's ({100 * reference.mean('accuracy'):.1f} %), "
                    f"{depth} layers")  # fmt: skip
