@@ -61,8 +61,7 @@ class Arm:
     Attributes:
         activation: its name.
         kind: `sigmoid`, `tanh` or `rectifier`.
-        slope: of a rectifier below zero.
-        learned: whether every unit learned its own slope, from `slope` on.
+        slope: of a rectifier below zero; PReLU's first one, RReLU's mean.
         operator: of ONNX, that computes it.
         depth: hidden layers.
         rate: the first learning rate, chosen on held-out training images.
@@ -75,7 +74,6 @@ class Arm:
     activation: str
     kind: str
     slope: float
-    learned: bool
     operator: str
     depth: int
     rate: float
@@ -319,7 +317,6 @@ def _timed(
                 activation=each.activation.name,
                 kind=each.activation.kind,
                 slope=each.activation.slope,
-                learned=each.activation.learned,
                 operator=each.operator,
                 depth=depth,
                 rate=each.rate,

@@ -133,7 +133,6 @@ def study(accuracies, latencies=(1.0, 1.0, 1.1)):
             activation=name,
             kind="rectifier",
             slope=slope,
-            learned=False,
             operator="LeakyRelu" if slope else "Relu",
             depth=2,
             rate=0.01,
