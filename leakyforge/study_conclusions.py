@@ -165,8 +165,8 @@ def _dead(study: Study) -> str:
             dead = max(100 * arm.mean("dead") for arm in leaky)
             text += (
                 f" and {dead:.1f} % of LeakyReLU's at the most; {min(stuck):.1f} to "
-                f"{max(stuck):.1f} % of LeakyReLU's stay at or below 0 on all of them, where they pass "
-                "a gradient on but are linear"
+                f"{max(stuck):.1f} % of LeakyReLU's stay at or below 0 on all of them, where they "
+                "pass a gradient on but are linear"
             )
         parts.append(text)
     return f"**Dead units, whose derivative is 0 on all training images.** {_sentence(parts)}"
