@@ -29,6 +29,8 @@ import tvm
 import tvm_ffi
 from tvm import ir, tirx
 
+from leakyforge.kernels.elements import constant
+
 Function = Callable[[ir.Expr], ir.Expr]
 
 _RULE = "llvm.FLowerIntrinsic"
@@ -85,11 +87,6 @@ class _Values:
         return result
 
 
-def _constant(value: float, like: ir.Expr) -> ir.Expr:
-    """A number in the dtype and the lanes of an expression."""
-    return tirx.const(value, str(like.ty.dtype))
-
-
 def _bits(x: ir.Expr) -> ir.Expr:
     """The bits of a float32, as int32."""
     return tirx.reinterpret(str(x.ty.dtype).replace("float", "int"), x)
@@ -103,47 +100,47 @@ def _from_bits(bits: ir.Expr) -> ir.Expr:
 def _magnitude(x: ir.Expr) -> ir.Expr:
     """|x|."""
     bits = _bits(x)
-    return _from_bits(bits & _constant(0x7FFFFFFF, bits))
+    return _from_bits(bits & constant(0x7FFFFFFF, bits))
 
 
 def _with_sign(magnitude: ir.Expr, x: ir.Expr) -> ir.Expr:
     """A value above or equal to 0 with the sign of x."""
     bits = _bits(x)
-    return _from_bits(_bits(magnitude) | (bits & _constant(-(2**31), bits)))
+    return _from_bits(_bits(magnitude) | (bits & constant(-(2**31), bits)))
 
 
 def _polynomial(x: ir.Expr, coefficients: tuple[float, ...]) -> ir.Expr:
     """Horner's scheme, from the highest power down."""
-    total = _constant(coefficients[0], x)
+    total = constant(coefficients[0], x)
     for coefficient in coefficients[1:]:
-        total = total * x + _constant(coefficient, x)
+        total = total * x + constant(coefficient, x)
     return total
 
 
 def _power_of_two(exponent: ir.Expr) -> ir.Expr:
     """2^n for -126 <= n <= 127."""
-    return _from_bits((exponent + _constant(127, exponent)) << _constant(23, exponent))
+    return _from_bits((exponent + constant(127, exponent)) << constant(23, exponent))
 
 
 def _reduced(values: _Values, x: ir.Expr) -> tuple[ir.Expr, ir.Expr]:
     """The n and e^r - 1 of e^x, for an x that is kept."""
-    rounded = values.keep(x * _constant(1.0 / math.log(2.0), x) + _constant(_ROUND, x))
+    rounded = values.keep(x * constant(1.0 / math.log(2.0), x) + constant(_ROUND, x))
     bits = _bits(rounded)
-    exponent = values.keep(bits - _constant(_ROUND_BITS, bits))
-    n = values.keep(rounded - _constant(_ROUND, x))
-    r = values.keep(x - n * _constant(_LN2_HIGH, x) - n * _constant(_LN2_LOW, x))
+    exponent = values.keep(bits - constant(_ROUND_BITS, bits))
+    n = values.keep(rounded - constant(_ROUND, x))
+    r = values.keep(x - n * constant(_LN2_HIGH, x) - n * constant(_LN2_LOW, x))
     taylor = tuple(1.0 / math.factorial(power) for power in range(7, 0, -1))
     return exponent, values.keep(r * _polynomial(r, taylor))
 
 
 def _exp(values: _Values, x: ir.Expr) -> ir.Expr:
     """e^x, for an x that is kept."""
-    low, high = (_constant(limit, x) for limit in _EXP_RANGE)
+    low, high = (constant(limit, x) for limit in _EXP_RANGE)
     # The limits come first: of a NaN and another value, code for Max and Min takes the second.
     exponent, p = _reduced(values, values.keep(tirx.Max(low, tirx.Min(high, x))))
     # In two steps, of which the second one rounds: 2^n may be no normal number.
-    half = values.keep(exponent >> _constant(1, exponent))
-    power = p + _constant(1.0, p)
+    half = values.keep(exponent >> constant(1, exponent))
+    power = p + constant(1.0, p)
     return values.keep(power * _power_of_two(half) * _power_of_two(exponent - half))
 
 
@@ -158,19 +155,19 @@ def tanh(x: ir.Expr) -> ir.Expr:
     values = _Values()
     x = values.keep(x)
     # exp(-40) is far below a rounding of 1.
-    limit = _constant(-40.0, x)
-    double = values.keep(_magnitude(x) * _constant(-2.0, x))
+    limit = constant(-40.0, x)
+    double = values.keep(_magnitude(x) * constant(-2.0, x))
     exponent, p = _reduced(values, values.keep(tirx.Max(limit, double)))
     scale = values.keep(_power_of_two(exponent))
-    m = values.keep(scale * p + (scale - _constant(1.0, p)))
-    return values.before(_with_sign((_constant(0.0, m) - m) / (m + _constant(2.0, m)), x))
+    m = values.keep(scale * p + (scale - constant(1.0, p)))
+    return values.before(_with_sign((constant(0.0, m) - m) / (m + constant(2.0, m)), x))
 
 
 def sigmoid(x: ir.Expr) -> ir.Expr:
     """Logistic function, 1 / (1 + e^-x)."""
     values = _Values()
     x = values.keep(x)
-    zero, one = _constant(0.0, x), _constant(1.0, x)
+    zero, one = constant(0.0, x), constant(1.0, x)
     power = _exp(values, values.keep(zero - _magnitude(x)))
     return values.before(tirx.Select(x < zero, power, one) / (one + power))
 
@@ -179,12 +176,12 @@ def erf(x: ir.Expr) -> ir.Expr:
     """Error function."""
     values = _Values()
     x = values.keep(x)
-    one, limit = _constant(1.0, x), _constant(4.0, x)
+    one, limit = constant(1.0, x), constant(4.0, x)
     magnitude = values.keep(_magnitude(x))
     square = values.keep(x * x)
     small = values.keep(_polynomial(square, _ERF_SMALL) * magnitude)
     clamped = values.keep(tirx.Min(limit, magnitude))
-    decay = values.keep(_constant(0.0, x) - _polynomial(clamped, _ERF_LARGE))
+    decay = values.keep(constant(0.0, x) - _polynomial(clamped, _ERF_LARGE))
     large = one - _exp(values, decay)
     return values.before(_with_sign(tirx.Select(magnitude < one, small, large), x))
 

@@ -31,10 +31,8 @@ import tvm_ffi
 from tvm import ir, tirx
 
 from leakyforge.kernels.bfloat16 import narrow, widen
+from leakyforge.kernels.elements import Element
 from leakyforge.kernels.target import CpuTarget
-
-# One element, or a vector of them, of the output from those of the inputs.
-Element = Callable[..., ir.Expr]
 
 # Bytes read and written from which on threads share the work.
 PARALLEL_BYTES = 1 << 19

@@ -21,8 +21,9 @@ The definitions of elements take vectors of elements as well.
 import math
 
 import numpy as np
-import tvm_ffi
 from tvm import ir, relax, te, tirx
+
+from leakyforge.kernels.elements import computed, constant, rounded, with_lanes
 
 
 def leaky_relu(x: te.Tensor, alpha: float) -> te.Tensor:
@@ -42,47 +43,27 @@ def leaky_relu(x: te.Tensor, alpha: float) -> te.Tensor:
 
 def leaky_relu_element(x: ir.Expr, alpha: float) -> ir.Expr:
     """One element of LeakyRelu, for use in the epilogue of another kernel too."""
-    wide = _computed(x)
-    return _rounded(tirx.Select(wide >= _constant(0.0, wide), wide, _scaled(wide, alpha)), x)
+    wide = computed(x)
+    return rounded(tirx.Select(wide >= constant(0.0, wide), wide, _scaled(wide, alpha)), x)
 
 
 def leaky_relu_gradient_element(x: ir.Expr, dy: ir.Expr, alpha: float) -> ir.Expr:
     """One element of LeakyRelu's gradient at `x`, given the gradient `dy` behind it."""
-    wide = _computed(dy)
-    return _rounded(tirx.Select(x > _constant(0.0, x), wide, _scaled(wide, alpha)), dy)
-
-
-def _computed(x: ir.Expr) -> ir.Expr:
-    """The element in the dtype that it is computed in."""
-    dtype = x.ty.dtype
-    return x.astype(_with_lanes("float32", x)) if dtype.bits == 16 else x
-
-
-def _rounded(result: ir.Expr, like: ir.Expr) -> ir.Expr:
-    """The result in the dtype of an operand."""
-    return result.astype(str(like.ty.dtype)) if like.ty.dtype.bits == 16 else result
+    wide = computed(dy)
+    return rounded(tirx.Select(x > constant(0.0, x), wide, _scaled(wide, alpha)), dy)
 
 
 def _scaled(x: ir.Expr, alpha: float) -> ir.Expr:
     """The product alpha * x, of 0 too: -inf * 0 is NaN and -1 * 0 is -0."""
-    factor = _constant(alpha, x)
+    factor = constant(alpha, x)
     if alpha == 0.0:
         # TVM's simplifier folds x * 0.0 into 0.0, but does not know the number that these bits are.
         bits = x.ty.dtype.bits
         minus_zero = tirx.reinterpret(
-            str(x.ty.dtype), tirx.const(-(1 << (bits - 1)), _with_lanes(f"int{bits}", x))
+            str(x.ty.dtype), tirx.const(-(1 << (bits - 1)), with_lanes(f"int{bits}", x))
         )
         factor = minus_zero if math.copysign(1.0, alpha) < 0 else minus_zero * minus_zero
     return x * factor
-
-
-def _constant(value: float, like: ir.Expr) -> ir.Expr:
-    return tirx.const(value, str(like.ty.dtype))
-
-
-def _with_lanes(dtype: str, like: ir.Expr) -> str:
-    """A dtype with as many lanes as an expression has."""
-    return str(tvm_ffi.dtype(dtype).with_lanes(like.ty.dtype.lanes))
 
 
 def legalize_leaky_relu(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:

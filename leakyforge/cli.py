@@ -386,6 +386,32 @@ def demo(folder: Path, seconds: float, quiet: bool) -> None:
     _exit_with(passed)
 
 
+@cli.command()
+@click.option("--output", "-o", "folder", type=FILE, default=Path(),
+              help="Folder to write to.  [default: here]")  # fmt: skip
+@click.option("--seeds", type=click.IntRange(min=1), default=5, show_default=True,
+              help="Networks to train with each activation.")  # fmt: skip
+@click.option("--epochs", type=click.IntRange(min=1), default=20, show_default=True,
+              help="Passes over the training images.")  # fmt: skip
+@common_options
+def study(folder: Path, seeds: int, epochs: int, quiet: bool) -> None:
+    """Train a network with each activation, compile and check it, and report; takes minutes.
+
+    Writes study.md, study.png, activations.png, and the figures behind them, study.json.
+
+    \b
+    Example:
+      leakyforge study -o docs --seeds 10
+    """
+    from leakyforge.study import run_study, stages
+    from leakyforge.study_files import check_folder, write_study
+
+    check_folder(folder)
+    with _progress("study", stages(), quiet) as on_stage:
+        result = run_study(seeds=seeds, epochs=epochs, on_stage=on_stage)
+    _say(quiet, f"wrote {write_study(result, folder)}")
+
+
 def _compile(
     model: Path,
     output: Path | None,

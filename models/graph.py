@@ -111,8 +111,12 @@ class GraphBuilder:
         return self._node("LeakyRelu", [x], name, alpha=alpha)
 
     def relu(self, x: str, *, name: str) -> str:
-        """X where x >= 0, 0 elsewhere."""
+        """The larger one of x and 0."""
         return self._node("Relu", [x], name)
+
+    def prelu(self, x: str, slope: Array, *, name: str) -> str:
+        """X where x >= 0, slope * x elsewhere; `slope` broadcasts to x."""
+        return self._node("PRelu", [x, self._weight(name, "slope", slope)], name)
 
     def sigmoid(self, x: str, *, name: str) -> str:
         """1 / (1 + exp(-x))."""

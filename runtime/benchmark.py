@@ -101,7 +101,7 @@ def bench(
         f"{OURS} {metadata.version('leakyforge')}": lambda: session.run(None, feeds),
         f"onnxruntime {metadata.version('onnxruntime')}": lambda: reference.run(None, dict(feeds)),
     }
-    samples = _interleave(engines, seconds)
+    samples = interleave(engines, seconds)
     ours = statistics.median(next(iter(samples.values())))
     return BenchReport(
         model=loaded.manifest.model,
@@ -133,7 +133,7 @@ def smallest(specs: Any) -> dict[str, int]:
     return {dim: 1 for spec in specs for dim in spec.shape if isinstance(dim, str)}
 
 
-def _interleave(engines: Mapping[str, Callable[[], Any]], seconds: float) -> dict[str, list[float]]:
+def interleave(engines: Mapping[str, Callable[[], Any]], seconds: float) -> dict[str, list[float]]:
     """Seconds of each call, the engines in turn, until the time is up.
 
     Before a turn there is a pause, since the worker threads of the engine before it go on

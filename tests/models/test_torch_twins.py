@@ -44,6 +44,14 @@ def mlp(w, x):
     return functional.linear(x, w["logits.weight"], w["logits.bias"])
 
 
+def digits(w, x):
+    for number in (1, 2, 3):
+        x = leaky(w.norm(w.conv(x, f"conv{number}", padding=1), f"norm{number}"), 0.1)
+        if number > 1:
+            x = functional.max_pool2d(x, 2)
+    return functional.linear(x.flatten(1), w["logits.weight"], w["logits.bias"])
+
+
 def rrdbnet(w, x):
     first = x = w.conv(x, "first", padding=1)
     block = x
@@ -249,6 +257,7 @@ DARKNET_53 = 27 + sum(
 TYPE_1 = [((1, 1), (3, 1), (5, 1))] * 3
 # Roundings on the way to the output: the lengths of all sums above it, added up.
 CASES = {
+    "digits": ("digits", {}, digits, 9 * (1 + 16 + 32) + 128),
     "mlp": ("mlp", {"hidden": 24}, mlp, 784 + 24 + 24),
     "rrdbnet": (
         "rrdbnet", {"blocks": 1, "features": 16, "growth": 8, "height": 6, "width": 10}, rrdbnet,

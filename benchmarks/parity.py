@@ -1,0 +1,102 @@
+"""Writes docs/parity.md: every model of the zoo in torch, in ONNX Runtime, and compiled.
+
+python -m benchmarks.parity        needs torch and an OpenCL device (PoCL); some minutes
+
+The definitions in torch are those of tests/models/test_torch_twins.py. Sizes are small, so that
+every target takes seconds; the figures are errors, not times.
+"""
+
+import importlib.util
+import tempfile
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import onnxruntime
+
+from leakyforge import check, compile, export
+from leakyforge.models import build
+from leakyforge.runtime.opencl import choose_device
+
+ROOT = Path(__file__).parent.parent
+TWINS = ROOT / "tests" / "models" / "test_torch_twins.py"
+TARGETS = ("cpu", "opencl")
+
+
+@click.command()
+def main() -> None:
+    """Compare every model and write docs/parity.md."""
+    twins = _twins()
+    rows = []
+    with tempfile.TemporaryDirectory(prefix="leakyforge-") as folder:
+        for case, (name, options, network, _) in twins.CASES.items():
+            click.echo(case)
+            cells = [name, _words(options), _of(_framework_error(twins, name, options, network))]
+            path = export(name, Path(folder) / f"{case}.onnx", **options)
+            for target in TARGETS:
+                artifact = compile(path, target, output=Path(folder) / f"{case}.lfa")
+                report = check(artifact)
+                share = max(row.needed for row in report.outputs)
+                cells.append(f"{'pass' if report else 'FAIL'}, {share:.1%} of the tolerance")
+            rows.append(cells)
+    (ROOT / "docs" / "parity.md").write_text(markdown(rows))
+
+
+def _twins() -> Any:
+    spec = importlib.util.spec_from_file_location("twins", TWINS)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _framework_error(twins: Any, name: str, options: dict[str, Any], network: Any) -> float:
+    """Largest difference between torch and ONNX Runtime, as a share of an output's range."""
+    import torch
+
+    model = build(name, **options)
+    (value,) = model.graph.input
+    shape = [dim.dim_value for dim in value.type.tensor_type.shape.dim]
+    data = np.random.default_rng(0).random(shape, np.float32)
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), providers=["CPUExecutionProvider"]
+    )
+    ours = session.run(None, {value.name: data})
+    with torch.inference_mode():
+        theirs = network(twins.Weights(model), torch.from_numpy(data))
+    pairs = zip(ours, [theirs] if isinstance(theirs, torch.Tensor) else theirs, strict=True)
+    return max(float(np.abs(a - b.numpy()).max() / np.abs(b.numpy()).max()) for a, b in pairs)
+
+
+def _words(options: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in options.items()) or "as published"
+
+
+def _of(error: float) -> str:
+    return f"{error:.1e} of the range"
+
+
+def markdown(rows: list[list[str]]) -> str:
+    """The table, with what it was made by."""
+    versions = ", ".join(
+        f"{name} {metadata.version(name)}" for name in ("torch", "onnxruntime", "apache-tvm")
+    )
+    head = ["model", "options", "torch and ONNX Runtime differ by"]
+    head += [f"ONNX Runtime and `--target {target}`" for target in TARGETS]
+    lines = [head, ["---"] * len(head), *rows]
+    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return f"""# Parity of the zoo
+
+Every model in torch, in ONNX Runtime, and compiled, by `python -m benchmarks.parity`.
+{versions}; OpenCL on {choose_device().name}.
+The tolerance is derived from the arithmetic (README, Parity); a share of 100 % would be all of it.
+
+{table}
+"""
+
+
+if __name__ == "__main__":
+    main()
