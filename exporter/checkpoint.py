@@ -15,7 +15,7 @@ import onnx
 
 from leakyforge.errors import ExportError, MissingDependencyError
 from leakyforge.exporter.check import one_line
-from leakyforge.exporter.source import Array
+from leakyforge.exporter.source import Array, is_floating
 from leakyforge.exporter.torch_tensors import import_torch
 
 # Inputs that are learned, by operator; the constants of others are part of the architecture.
@@ -69,7 +69,7 @@ def read_state_dict(path: Path) -> dict[str, Array]:
     try:
         found = torch.load(str(path), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        if "Unsupported" not in str(error):
+        if "unsupported" not in str(error).lower():
             raise _unreadable(path, error) from error
         raise ExportError(
             f"{path} holds pickled Python objects, and unpickling runs code; save "
@@ -134,7 +134,7 @@ def put_weights(model: onnx.ModelProto, weights: Mapping[str, Array], path: Path
         shape, wanted = given[name].shape, tuple(places[name].dims)
         if shape != wanted:
             problems.append(f"{name} is {_shape(shape)} and should be {_shape(wanted)}")
-        elif given[name].dtype.kind != "f":
+        elif not is_floating(given[name]):
             problems.append(f"{name} is {given[name].dtype} and should be floating point")
     if problems:
         raise ExportError(

@@ -5,12 +5,9 @@ torch's exporter where it runs on torch; a SavedModel goes through tf2onnx.
 Source: https://keras.io/api/models/model_saving_apis/export/.
 """
 
-import contextlib
-import io
 import os
 import tempfile
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +15,7 @@ import numpy as np
 import onnx
 
 from leakyforge.errors import ExportError, MissingDependencyError
-from leakyforge.exporter.check import one_line
+from leakyforge.exporter.foreign import quiet, reason
 from leakyforge.exporter.source import Array, Framework, Source, example
 
 Shapes = Mapping[str, Sequence[int]]
@@ -40,14 +37,14 @@ def read_keras(path: Path) -> Any:
         MissingDependencyError: Keras or its backend cannot be imported.
     """
     keras = _import_keras(f"reading {path}")
-    with _quiet():
+    with quiet():
         try:
             return keras.saving.load_model(path, compile=False, safe_mode=True)
         # Its errors have no common base.
         except Exception as error:
             raise ExportError(
                 f"{path} is truncated, is not a Keras model, or holds Python code, which is "
-                f"refused: {one_line(error)}; save it again with model.save"
+                f"refused: {reason(error)}; save it again with model.save"
             ) from error
 
 
@@ -77,7 +74,7 @@ def export_keras(
         keras.InputSpec(shape=shape, dtype=dtype, name=name)
         for (name, _, dtype), shape in zip(specs, shapes, strict=True)
     ]
-    with tempfile.TemporaryDirectory(prefix="leakyforge-") as folder, _quiet():
+    with tempfile.TemporaryDirectory(prefix="leakyforge-") as folder, quiet():
         file = Path(folder) / "model.onnx"
         try:
             if not model.built:
@@ -92,16 +89,16 @@ def export_keras(
             proto = onnx.load(file)
         except ImportError as error:
             raise MissingDependencyError(
-                f"exporting {title} needs what Keras lacks: {one_line(error)}; "
+                f"exporting {title} needs what Keras lacks: {reason(error)}; "
                 "run: pip install tf2onnx"
             ) from error
         # Its errors have no common base.
         except Exception as error:
-            raise ExportError(f"Keras refuses to export {title}: {one_line(error)}") from error
+            raise ExportError(f"Keras refuses to export {title}: {reason(error)}") from error
     _name_batch(proto, batch)
 
     def run(arrays: Sequence[Array]) -> list[Array]:
-        with _quiet():
+        with quiet():
             found = model(arrays[0] if len(arrays) == 1 else list(arrays), training=False)
             return [
                 np.asarray(keras.ops.convert_to_numpy(each)) for each in keras.tree.flatten(found)
@@ -130,8 +127,9 @@ def export_saved_model(
         MissingDependencyError: TensorFlow or tf2onnx cannot be imported.
     """
     title = f"SavedModel {folder.name}"
-    with _quiet():
+    with quiet():
         try:
+            os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
             import tensorflow as tf
             import tf2onnx
         except ImportError as error:
@@ -140,7 +138,8 @@ def export_saved_model(
                 "run: pip install tensorflow tf2onnx"
             ) from error
         try:
-            signatures = tf.saved_model.load(str(folder)).signatures
+            loaded = tf.saved_model.load(str(folder))
+            signatures = loaded.signatures
             found = signatures.get("serving_default")
             if found is None:
                 names = ", ".join(signatures) or "none"
@@ -159,7 +158,9 @@ def export_saved_model(
 
             def call(*tensors: Any) -> Any:
                 names = (name for name, _, _ in specs)
-                return found(**dict(zip(names, tensors, strict=True)))
+                # Through `loaded`: the variables live only as long as it does.
+                serve = loaded.signatures["serving_default"]
+                return serve(**dict(zip(names, tensors, strict=True)))
 
             proto, _ = tf2onnx.convert.from_function(
                 tf.function(call, input_signature=wanted), input_signature=wanted, opset=opset
@@ -168,7 +169,7 @@ def export_saved_model(
             raise
         # Their errors have no common base.
         except Exception as error:
-            raise ExportError(f"tf2onnx refuses {title}: {one_line(error)}") from error
+            raise ExportError(f"tf2onnx refuses {title}: {reason(error)}") from error
     _name_batch(proto, batch)
     outputs = [value.name for value in proto.graph.output]
 
@@ -181,12 +182,14 @@ def export_saved_model(
 
 
 def _import_keras(purpose: str) -> Any:
-    with _quiet():
+    with quiet():
         try:
+            # TensorFlow's C++ logs beside Python's streams.
+            os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
             import keras
         except ImportError as error:
             raise MissingDependencyError(
-                f"{purpose} needs Keras and its backend ({one_line(error)}); run: pip install "
+                f"{purpose} needs Keras and its backend ({reason(error)}); run: pip install "
                 "keras tensorflow tf2onnx, or with torch installed pip install keras and set "
                 "KERAS_BACKEND=torch"
             ) from error
@@ -234,21 +237,10 @@ def _examples(
 
 
 def _name_batch(model: onnx.ModelProto, batch: int | str) -> None:
-    """Give the symbolic dimension 0 of every input the name that was asked for."""
-    for value in model.graph.input if isinstance(batch, str) else ():
+    """Give dimension 0 of inputs and outputs, where it is symbolic, the name that was asked for."""
+    # Keras and TensorFlow have no names of dimensions: each exporter invents others.
+    del model.graph.value_info[:]
+    for value in (*model.graph.input, *model.graph.output) if isinstance(batch, str) else ():
         dims = value.type.tensor_type.shape.dim
         if dims and not dims[0].HasField("dim_value"):
             dims[0].dim_param = str(batch)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep what the frameworks log, warn and print from the user."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    with (
-        warnings.catch_warnings(),
-        contextlib.redirect_stderr(io.StringIO()),
-        contextlib.redirect_stdout(io.StringIO()),
-    ):
-        warnings.simplefilter("ignore")
-        yield

@@ -25,8 +25,9 @@ def is_perceptron(model: Any) -> bool:
 def export_perceptron(model: Any, *, opset: int, batch: int | str = 1) -> Source:
     """Return the ONNX model of a fitted MLPClassifier or MLPRegressor.
 
-    Input `features`: [batch, features] float32. Output: `probabilities` of a classifier, as by
-    predict_proba, in the order of `model.classes_`; `variable` of a regressor, always a matrix.
+    Input `features`: [batch, features] float32. One output, [batch, ...] float32: of a classifier
+    `probabilities`, as by predict_proba, in the order of `model.classes_`; of a regressor what
+    predict returns, as a matrix.
 
     Args:
         model: The estimator.
@@ -63,6 +64,9 @@ def export_perceptron(model: Any, *, opset: int, batch: int | str = 1) -> Source
         if classifier:
             # The label takes operators of ai.onnx.ml; it is the class of the largest probability.
             proto = select_model_inputs_outputs(proto, outputs=["probabilities"])
+        elif model.n_outputs_ > 1:
+            # skl2onnx ends every regressor in a Reshape to one column.
+            proto = select_model_inputs_outputs(proto, outputs=[proto.graph.node[-1].input[0]])
         kept = [entry for entry in proto.opset_import if entry.domain == ""]
         del proto.opset_import[:]
         proto.opset_import.extend(kept)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 import onnx
@@ -70,6 +71,11 @@ def sha256(path: Path) -> str:
             while block := stream.read(1 << 20):
                 digest.update(block)
     return digest.hexdigest()
+
+
+def is_floating(array: Array) -> bool:
+    """Return whether an array is of floating point, bfloat16 too."""
+    return array.dtype.kind == "f" or array.dtype == np.dtype(ml_dtypes.bfloat16)
 
 
 def example(shape: Sequence[int], dtype: str = "float32") -> Array:

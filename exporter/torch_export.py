@@ -6,7 +6,6 @@ Source: https://docs.pytorch.org/docs/stable/onnx.html. torch is imported only w
 import contextlib
 import inspect
 import io
-import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -15,6 +14,7 @@ import onnx
 
 from leakyforge.errors import ExportError
 from leakyforge.exporter.check import all_nodes, check_bytes, one_line
+from leakyforge.exporter.foreign import quiet, reason
 from leakyforge.exporter.source import Framework, Source
 from leakyforge.exporter.torch_tensors import (
     example_tensors,
@@ -203,30 +203,6 @@ def _evaluation_mode(module: Any) -> Iterator[None]:
     finally:
         for part, training in modes:
             part.training = training
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[list[warnings.WarningMessage]]:
-    """Keep what the exporters log, warn and print to stderr from the user; yield the warnings."""
-    disabled = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        with (
-            warnings.catch_warnings(record=True) as caught,
-            # torch.export prints the graph up to a branch that it cannot take.
-            contextlib.redirect_stderr(io.StringIO()),
-        ):
-            warnings.simplefilter("always")
-            yield caught
-    finally:
-        logging.disable(disabled)
-
-
-def reason(error: BaseException) -> str:
-    """The first paragraph of the error at the root: those above it only say which step failed."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return f"{type(error).__name__}: {one_line(str(error).strip().split(chr(10) * 2)[0])}"
 
 
 def _refuse_frozen_values(

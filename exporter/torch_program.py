@@ -8,6 +8,7 @@ only files from a trusted place may be read all the same.
 import contextlib
 import io
 import os
+import pickle
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,9 @@ from typing import Any
 import onnx
 
 from leakyforge.errors import ExportError
-from leakyforge.exporter.check import one_line
+from leakyforge.exporter.foreign import quiet, reason
 from leakyforge.exporter.source import Framework, Source
-from leakyforge.exporter.torch_export import DYNAMO_OPSET_MIN, quiet, reason, strip_sources
+from leakyforge.exporter.torch_export import DYNAMO_OPSET_MIN, strip_sources
 from leakyforge.exporter.torch_tensors import (
     example_tensors,
     import_torch,
@@ -49,19 +50,25 @@ def read_program(path: Path) -> Any:
     torch = import_torch(f"reading {path}")
     data = path.read_bytes()
     if any(prefix in data for prefix in _PICKLED):
-        raise ExportError(
-            f"{path} holds pickled objects, and unpickling runs code; export the program again "
-            "without custom objects among its constants"
-        )
+        raise _pickled(path)
     with quiet(), _no_unpickling():
         try:
             return torch.export.load(io.BytesIO(data))
+        except pickle.UnpicklingError as error:
+            raise _pickled(path) from error
         # Its errors have no common base.
         except Exception as error:
             raise ExportError(
-                f"{path} cannot be read as a torch.export program, is truncated, or holds pickled "
-                f"objects, which are refused: {one_line(error)}; write it with torch.export.save"
+                f"{path} is truncated or is no program of torch.export: {reason(error)}; write it "
+                "with torch.export.save"
             ) from error
+
+
+def _pickled(path: Path) -> ExportError:
+    return ExportError(
+        f"{path} holds pickled objects, and unpickling runs code; export the program again without "
+        "custom objects among its constants and inputs"
+    )
 
 
 @contextlib.contextmanager
