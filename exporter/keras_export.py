@@ -146,9 +146,10 @@ def export_saved_model(
                 raise ExportError(
                     f"{title} has no signature serving_default but {names}; save it with that one"
                 )
+            # A signature has names and no order.
             specs = [
                 (name, tuple(each.shape), each.dtype.name)
-                for name, each in found.structured_input_signature[1].items()
+                for name, each in sorted(found.structured_input_signature[1].items())
             ]
             shapes = _full_shapes(title, specs, batch, input_shapes)
             wanted = [
