@@ -15,6 +15,7 @@ from leakyforge.exporter.rounding import rounding_steps
 from leakyforge.kernels.elementary import our_elementary_functions
 from leakyforge.kernels.explain import LayerReport, report_layers
 from leakyforge.kernels.flops import kernel_record
+from leakyforge.kernels.gpu import GpuTarget, build_plan, parse_gpu_target, schedule_gpu
 from leakyforge.kernels.importer import import_onnx
 from leakyforge.kernels.link import export_library
 from leakyforge.kernels.onnx_model import (
@@ -26,6 +27,7 @@ from leakyforge.kernels.onnx_model import (
 from leakyforge.kernels.pipeline import (
     Decision,
     choose_layout,
+    fuse,
     legalize_and_fuse,
     lower_to_vm,
     schedule,
@@ -79,7 +81,7 @@ def compile(
     Args:
         source: an ONNX file, or a model in memory.
         target: `cpu` (this machine), `cpu:NAME`, `cpu:fat` (a variant for each of several
-            processors), or a TVM target in JSON.
+            processors), a TVM target in JSON, or `opencl`.
         output: the artifact's path; by default the source's, ending in `.lfa`.
         shapes: a size for every dimension of the named inputs; symbolic dimensions of the others
             stay symbolic.
@@ -104,7 +106,8 @@ def compile(
         ParityError: the code differs from ONNX Runtime on the reference inputs.
         ArtifactError: the artifact cannot be written; a file of that name is left as it was.
     """
-    targets = parse_targets(target)
+    gpu = parse_gpu_target(target)
+    targets = parse_targets(target) if gpu is None else (gpu,)
     if precision not in PRECISIONS:
         raise CompileError(f"unknown precision {precision!r}; use {' or '.join(PRECISIONS)}")
     on_stage("read")
@@ -119,17 +122,20 @@ def compile(
     unmeasured = _unmeasured(target, measure)
     variants: list[Variant] = []
     members: dict[str, bytes] = {}
-    for cpu_target in targets:
-        library, weights, kernels, module = _build(
-            imported,
-            cpu_target,
-            precision == "strict",
-            unmeasured,
-            on_stage,
-            on_decision,
-            on_layer,
-        )
-        variant, parts = _variant(cpu_target, library, weights, kernels)
+    for each in targets:
+        if isinstance(each, GpuTarget):
+            variant, parts, module = _build_gpu(imported, each, on_stage)
+        else:
+            library, weights, kernels, module = _build(
+                imported,
+                each,
+                precision == "strict",
+                unmeasured,
+                on_stage,
+                on_decision,
+                on_layer,
+            )
+            variant, parts = _variant(each, library, weights, kernels)
         variants.append(variant)
         members |= parts
     on_stage("reference")
@@ -181,6 +187,33 @@ def _variant(
         kernels=kernels,
     )
     return variant, {name: library, **members}
+
+
+def _build_gpu(
+    module: tvm.IRModule, target: GpuTarget, on_stage: Callable[[str], None]
+) -> tuple[Variant, dict[str, bytes], tvm.IRModule]:
+    """The variant of a device, its members, and the module before lowering, for its types."""
+    with _tvm_errors(module):
+        on_stage("fuse")
+        fused = fuse(module, target.tvm)
+        on_stage("schedule")
+        scheduled = schedule_gpu(fused, target)
+        on_stage("build")
+        plan, weights = build_plan(scheduled, target)
+    specs, members = pack_weights(weights)
+    library, name = plan.to_json(), f"library/{target.name}.json"
+    variant = Variant(
+        name=target.name,
+        features=(),
+        target=str(target.tvm),
+        thread_hint=1,
+        tuning_records=(),
+        library=name,
+        library_size=len(library),
+        weights=specs,
+        kernels=(),
+    )
+    return variant, {name: library, **members}, fused
 
 
 def _default_output(source: str | Path | onnx.ModelProto) -> Path:

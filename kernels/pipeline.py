@@ -102,7 +102,14 @@ def legalize_and_fuse(
     `strict` keeps to the sums of the definition; `unmeasured` says why algorithms are chosen by
     the cost model, None where they are measured.
     """
-    with target.tvm:
+    return fuse(
+        lower_constant_weights(module, target, strict=strict, unmeasured=unmeasured), target.tvm
+    )
+
+
+def fuse(module: tvm.IRModule, target: tvm.target.Target) -> tvm.IRModule:
+    """Lower operators as TVM does, and fuse elementwise ones into what is before them."""
+    with target:
         return tvm.transform.Sequential(
             [
                 relax.backend.DispatchSampling(),
@@ -119,7 +126,7 @@ def legalize_and_fuse(
                 relax.transform.FuseTIR(),
                 relax.transform.DeadCodeElimination(),
             ]
-        )(lower_constant_weights(module, target, strict=strict, unmeasured=unmeasured))
+        )(module)
 
 
 def schedule(module: tvm.IRModule, target: CpuTarget) -> tuple[tvm.IRModule, list[Decision]]:

@@ -22,6 +22,7 @@ from leakyforge.options import (
     NamedValue,
     Shape,
     common_options,
+    device_option,
     json_option,
     onnx_option,
     shape_option,
@@ -176,6 +177,7 @@ def compile_command(
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True,
               help="Seed of the random inputs.")  # fmt: skip
 @variants_option
+@device_option
 @json_option
 @common_options
 def check(
@@ -185,6 +187,7 @@ def check(
     samples: int,
     seed: int,
     variant: str | None,
+    device: str | None,
     as_json: bool,
     quiet: bool,
 ) -> None:
@@ -200,7 +203,13 @@ def check(
     feeds = None if inputs is None else _load_npz(inputs)
     with _status(f"check {artifact.name}", quiet):
         report = check_parity(
-            artifact, onnx, inputs=feeds, samples=samples, seed=seed, variant=variant
+            artifact,
+            onnx,
+            inputs=feeds,
+            samples=samples,
+            seed=seed,
+            variant=variant,
+            device=device,
         )
     _show(report, print_parity, as_json, quiet)
     _exit_with(report)
@@ -209,9 +218,12 @@ def check(
 @cli.command()
 @click.argument("artifact", type=FILE)
 @variants_option
+@device_option
 @json_option
 @common_options
-def verify(artifact: Path, variant: str | None, as_json: bool, quiet: bool) -> None:
+def verify(
+    artifact: Path, variant: str | None, device: str | None, as_json: bool, quiet: bool
+) -> None:
     """Replay the inputs an artifact carries; needs neither onnx nor onnxruntime.
 
     \b
@@ -221,7 +233,7 @@ def verify(artifact: Path, variant: str | None, as_json: bool, quiet: bool) -> N
     from leakyforge.render import print_parity
     from leakyforge.runtime import verify as verify_artifact
 
-    report = verify_artifact(artifact, variant)
+    report = verify_artifact(artifact, variant, device)
     _show(report, print_parity, as_json, quiet)
     _exit_with(report)
 
@@ -234,6 +246,7 @@ def verify(artifact: Path, variant: str | None, as_json: bool, quiet: bool) -> N
 @click.option("--output", "-o", type=FILE, help="An .npz file to write the outputs to.")
 @threads_option
 @variant_option
+@device_option
 @common_options
 def run(
     artifact: Path,
@@ -242,6 +255,7 @@ def run(
     output: Path | None,
     threads: int | None,
     variant: str | None,
+    device: str | None,
     quiet: bool,
 ) -> None:
     """Run an artifact once.
@@ -254,7 +268,7 @@ def run(
     from leakyforge.runtime import Session
     from leakyforge.runtime.arrays import load_npy, save_npz
 
-    session = Session(artifact, threads=threads, variant=variant)
+    session = Session(artifact, threads=threads, variant=variant, device=device)
     feeds = {} if inputs is None else _load_npz(inputs)
     feeds |= {name: load_npy(Path(file)) for name, file in arrays}
     names = [spec.name for spec in session.get_outputs()]

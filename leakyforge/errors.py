@@ -54,6 +54,10 @@ class ExecutionError(LeakyforgeError):
     """Compiled code fails on inputs that fit the declared shapes."""
 
 
+class DeviceError(LeakyforgeError):
+    """There is no device of the kind that is needed, or what is to run does not fit on it."""
+
+
 class EngineError(LeakyforgeError):
     """Another engine cannot be had, does not run the model, or its process ended."""
 

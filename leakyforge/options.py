@@ -65,10 +65,13 @@ target_option = click.option(
     default="cpu",
     show_default=True,
     help="cpu (this machine), cpu:NAME as LLVM calls it, cpu:fat (several variants in one file), "
-    "or a TVM target in JSON.",
+    "opencl, or a TVM target in JSON.",
 )
 variant_option = click.option(
     "--variant", help="Variant of the artifact to run; by default the best for this CPU."
+)
+device_option = click.option(
+    "--device", help="OpenCL device to run on, a part of its name; by default the first GPU."
 )
 variants_option = click.option(
     "--variant",

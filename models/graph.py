@@ -14,6 +14,8 @@ from leakyforge.models.options import checked_opset
 
 Array = npt.NDArray[np.float32]
 Shape = Sequence[int | str]
+# The same number along every spatial axis, or one for each.
+Sizes = int | Sequence[int]
 
 
 class GraphBuilder:
@@ -21,7 +23,7 @@ class GraphBuilder:
 
     Every operator method adds one node called `name`, whose only output has that name too, and
     returns it. Weights are float32 and called after their node: `<name>.weight`. Layout is NCHW, or
-    NCW in one dimension.
+    NCW in one dimension. A `pad` stands on both sides of its axis.
     """
 
     def __init__(self) -> None:
@@ -36,7 +38,7 @@ class GraphBuilder:
         name: str,
         bias: Array | None = None,
         stride: int = 1,
-        pad: int = 0,
+        pad: Sizes = 0,
         dilation: int = 1,
     ) -> str:
         """Convolution with `weight` [out, in, ...sizes] and `bias` [out]."""
@@ -63,7 +65,7 @@ class GraphBuilder:
         weight: Array,
         bias: Array | None,
         stride: int,
-        pad: int,
+        pad: Sizes,
         name: str,
         **attributes: Any,
     ) -> str:
@@ -77,7 +79,7 @@ class GraphBuilder:
             name,
             kernel_shape=list(sizes),
             strides=[stride] * len(sizes),
-            pads=[pad] * 2 * len(sizes),
+            pads=_each(pad, len(sizes)) * 2,
             **attributes,
         )
 
@@ -97,9 +99,20 @@ class GraphBuilder:
         inputs = [x, *(self._weight(name, part, value) for part, value in parameters.items())]
         return self._node("BatchNormalization", inputs, name, epsilon=epsilon)
 
+    def instance_norm(
+        self, x: str, scale: Array, bias: Array, *, name: str, epsilon: float = 1e-5
+    ) -> str:
+        """Normalization by the mean and variance of each channel of each image."""
+        inputs = [x, self._weight(name, "scale", scale), self._weight(name, "bias", bias)]
+        return self._node("InstanceNormalization", inputs, name, epsilon=epsilon)
+
     def leaky_relu(self, x: str, *, name: str, alpha: float) -> str:
         """X where x >= 0, alpha * x elsewhere."""
         return self._node("LeakyRelu", [x], name, alpha=alpha)
+
+    def relu(self, x: str, *, name: str) -> str:
+        """X where x >= 0, 0 elsewhere."""
+        return self._node("Relu", [x], name)
 
     def sigmoid(self, x: str, *, name: str) -> str:
         """1 / (1 + exp(-x))."""
@@ -117,24 +130,43 @@ class GraphBuilder:
         """Every element times a constant."""
         return self._node("Mul", [x, self._weight(name, "factor", np.float32(factor))], name)
 
+    def at_least(self, x: str, floor: float, *, name: str) -> str:
+        """The larger of every element and a constant."""
+        return self._node("Max", [x, self._weight(name, "floor", np.float32(floor))], name)
+
     def max_pool(
         self,
         x: str,
         *,
         name: str,
-        size: int,
-        stride: int,
+        size: Sizes,
+        stride: Sizes,
         pads: tuple[int, int, int, int] = (0, 0, 0, 0),
     ) -> str:
-        """Largest value of each size x size window; `pads` are top, left, bottom, right."""
+        """Largest value of each window of an image; `pads` are top, left, bottom, right."""
         return self._node(
             "MaxPool",
             [x],
             name,
-            kernel_shape=[size, size],
-            strides=[stride, stride],
+            kernel_shape=_each(size, 2),
+            strides=_each(stride, 2),
             pads=list(pads),
         )
+
+    def global_average_pool(self, x: str, *, name: str) -> str:
+        """Mean of every channel; spatial axes become 1."""
+        return self._node("GlobalAveragePool", [x], name)
+
+    def reflect_pad(self, x: str, *, name: str, pad: int) -> str:
+        """Mirror `pad` columns of [batch, channels, columns] at both ends, the last one once."""
+        pads = self._weight(name, "pads", np.array([0, 0, pad, 0, 0, pad]))
+        return self._node("Pad", [x, pads], name, mode="reflect")
+
+    def channels(self, x: str, start: int, end: int, *, name: str) -> str:
+        """Channels `start` to `end` - 1."""
+        bounds = {"starts": start, "ends": end, "axes": 1}
+        inputs = [self._weight(name, part, np.array([value])) for part, value in bounds.items()]
+        return self._node("Slice", [x, *inputs], name)
 
     def concat(self, xs: Sequence[str], *, name: str, axis: int = 1) -> str:
         """Join tensors along `axis`."""
@@ -207,10 +239,16 @@ class GraphBuilder:
         self._nodes.append(onnx.helper.make_node(operator, inputs, [name], name, **attributes))
         return name
 
-    def _weight(self, node: str, part: str, value: Array | np.float32) -> str:
+    def _weight(self, node: str, part: str, value: npt.NDArray[Any] | np.float32) -> str:
         name = f"{node}.{part}"
-        self._weights.append(onnx.numpy_helper.from_array(np.asarray(value, np.float32), name))
+        # Integers are sizes, which ONNX wants in int64.
+        dtype = np.int64 if np.issubdtype(value.dtype, np.integer) else np.float32
+        self._weights.append(onnx.numpy_helper.from_array(np.asarray(value, dtype), name))
         return name
+
+
+def _each(sizes: Sizes, axes: int) -> list[int]:
+    return [sizes] * axes if isinstance(sizes, int) else list(sizes)
 
 
 def _value_infos(shapes: Mapping[str, Shape]) -> list[Any]:

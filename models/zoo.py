@@ -12,8 +12,15 @@ from leakyforge.errors import ExportError
 from leakyforge.models.dcgan import dcgan_discriminator, dcgan_generator
 from leakyforge.models.digits import digits
 from leakyforge.models.hifigan import hifigan
+from leakyforge.models.melgan import melgan
 from leakyforge.models.mlp import mlp
+from leakyforge.models.pix2pix import patchgan, pix2pix_unet
+from leakyforge.models.resnet18 import resnet18
 from leakyforge.models.rrdbnet import rrdbnet
+from leakyforge.models.small_cnn import small_cnn
+from leakyforge.models.speech_embedding import speech_embedding
+from leakyforge.models.yolov2_tiny import yolov2_tiny
+from leakyforge.models.yolov3 import yolov3
 from leakyforge.models.yolov3_tiny import yolov3_tiny
 
 
@@ -32,6 +39,12 @@ class ZooModel:
 
 ZOO: Mapping[str, ZooModel] = MappingProxyType(
     {
+        "yolov2-tiny": ZooModel(
+            yolov2_tiny, "YOLOv2-tiny detector, 416 x 416, random weights, 8 LeakyRelu"
+        ),
+        "yolov3": ZooModel(
+            yolov3, "YOLOv3 detector (Darknet-53), 416 x 416, random weights, 72 LeakyRelu"
+        ),
         "yolov3-tiny": ZooModel(
             yolov3_tiny, "YOLOv3-tiny detector, 416 x 416, random weights, 11 LeakyRelu"
         ),
@@ -40,12 +53,26 @@ ZOO: Mapping[str, ZooModel] = MappingProxyType(
             rrdbnet, "ESRGAN generator, 64 x 64 to 256 x 256, random weights, 23 blocks"
         ),
         "hifigan": ZooModel(hifigan, "HiFi-GAN generator V2, 64 mel frames, random weights"),
+        "melgan": ZooModel(melgan, "MelGAN generator, 64 mel frames, random weights, 29 LeakyRelu"),
         "dcgan-discriminator": ZooModel(
             dcgan_discriminator, "DCGAN discriminator, 64 x 64, random weights, 4 LeakyRelu"
         ),
         "dcgan-generator": ZooModel(
             dcgan_generator, "DCGAN generator, 64 x 64, random weights, 4 LeakyRelu"
         ),
+        "pix2pix-unet": ZooModel(
+            pix2pix_unet, "pix2pix U-Net generator, 256 x 256, random weights, 7 LeakyRelu"
+        ),
+        "patchgan": ZooModel(
+            patchgan, "pix2pix discriminator of patches, 256 x 256, random weights, 4 LeakyRelu"
+        ),
+        "speech-embedding": ZooModel(
+            speech_embedding, "speech embedding of 76 mel frames, random weights, 19 LeakyRelu"
+        ),
+        "resnet18": ZooModel(
+            resnet18, "ResNet-18 with LeakyRelu or ReLU, 224 x 224, random weights"
+        ),
+        "small-cnn": ZooModel(small_cnn, "classifier of 32 x 32 images, random weights"),
         "mlp": ZooModel(mlp, "perceptron 784-512-512-10, random weights, 2 LeakyRelu"),
     }
 )

@@ -10,8 +10,9 @@ from typing import Any
 
 from leakyforge.errors import InputError
 from leakyforge.runtime import cpu
-from leakyforge.runtime.artifact import read_artifact
+from leakyforge.runtime.artifact import Artifact, read_artifact
 from leakyforge.runtime.engine_worker import turn
+from leakyforge.runtime.manifest import OPENCL
 from leakyforge.runtime.parity import find_onnx
 from leakyforge.runtime.reference import onnxruntime_session, random_feeds
 from leakyforge.runtime.session import Session
@@ -91,6 +92,7 @@ def bench(
     if not seconds > 0:
         raise InputError(f"seconds={seconds}, but a benchmark needs a positive time")
     loaded = read_artifact(artifact, variant)
+    refuse_device(loaded)
     session = Session(loaded, threads=threads)
     proto = find_onnx(loaded.manifest, loaded.path, onnx)
     feeds = random_feeds(loaded.manifest.inputs, 0, smallest(loaded.manifest.inputs))
@@ -111,6 +113,19 @@ def bench(
         latencies=tuple(_latency(name, times, ours) for name, times in samples.items()),
         startups=measure_startup(session, loaded.path, proto, feeds) if startup else (),
     )
+
+
+def refuse_device(artifact: Artifact) -> None:
+    """Refuse what does not run on the CPU: its times beside a CPU's say nothing.
+
+    Raises:
+        InputError: the artifact is for a device.
+    """
+    if artifact.manifest.machine == OPENCL:
+        raise InputError(
+            f"{artifact.path} is for an OpenCL device, and bench compares engines on the CPU; "
+            "compile the model with --target cpu"
+        )
 
 
 def smallest(specs: Any) -> dict[str, int]:

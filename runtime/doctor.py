@@ -8,12 +8,12 @@ from typing import Any
 from leakyforge.errors import LeakyforgeError
 from leakyforge.pins import TVM_PINS, installed_version
 from leakyforge.runtime import cpu, threads
+from leakyforge.runtime.opencl import find_devices
 from leakyforge.runtime.tvm_runtime import tvm_ffi
 
 _OPTIONAL = {
     "torch": ("exporting torch modules", "pip install 'leakyforge[torch]'"),
     "openvino": ("a peer in bench", "pip install 'leakyforge[peers]'"),
-    "pyopencl": ("checking OpenCL kernels", "pip install 'leakyforge[opencl]'"),
     "xgboost": ("tuning", "pip install 'leakyforge[tune]'"),
 }
 _REQUIRED = ("onnx", "onnxscript", "onnxruntime", "ziglang")
@@ -50,6 +50,7 @@ def examine() -> list[Finding]:
     findings += [_required(name) for name in _REQUIRED]
     findings.append(_runtime())
     findings += [_optional(name, use, advice) for name, (use, advice) in _OPTIONAL.items()]
+    findings.append(_opencl())
     return findings
 
 
@@ -85,3 +86,12 @@ def _runtime() -> Finding:
     except LeakyforgeError as error:
         return Finding("tvm runtime", "does not load", False, str(error))
     return Finding("tvm runtime", "loads without the compiler", True)
+
+
+def _opencl() -> Finding:
+    """The devices that OpenCL artifacts can run on."""
+    try:
+        names = [str(device.name) for device in find_devices()]
+    except LeakyforgeError as error:
+        return Finding("opencl", "absent", True, f"for --target opencl: {error}")
+    return Finding("opencl", ", ".join(names), True)

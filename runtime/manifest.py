@@ -9,6 +9,8 @@ from typing import Any
 from leakyforge.runtime.tensors import TensorSpec, numpy_dtype
 
 FORMAT = 3
+# The machine of code that an OpenCL device runs.
+OPENCL = "opencl"
 
 
 @dataclass(frozen=True)
@@ -133,7 +135,7 @@ class Manifest:
         onnx_path: where that file was, None for a model that was in memory.
         inputs: what `main` takes.
         outputs: what `main` gives.
-        machine: instruction set, x86_64 or aarch64.
+        machine: instruction set, x86_64 or aarch64, or `opencl`.
         reference: what computed the reference outputs.
         versions: TVM packages that compiled it; the same must load it.
         leakyforge: version of leakyforge that wrote it.

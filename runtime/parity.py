@@ -120,6 +120,7 @@ def check(
     samples: int = 4,
     seed: int = 0,
     variant: str | None = None,
+    device: str | None = None,
 ) -> ParityReport:
     """Compare an artifact with ONNX Runtime, with its graph optimisations on and off.
 
@@ -131,11 +132,13 @@ def check(
         samples: number of random inputs; symbolic dimensions take other sizes in each.
         seed: of the random inputs.
         variant: the variant to check; by default the best for this CPU, `all` for each that runs.
+        device: for an OpenCL artifact, as in `Session`.
 
     Raises:
         ArtifactError: the artifact cannot be loaded here.
         ModelError: the ONNX file is absent, is not the one, or ONNX Runtime refuses it.
         InputError: `inputs` do not fit the model, or samples is below 1.
+        DeviceError: an OpenCL artifact, and no such device.
     """
     if samples < 1:
         raise InputError(f"samples={samples}, but a check needs at least 1")
@@ -151,7 +154,9 @@ def check(
         ]
     else:
         feeds = [check_feeds(specs, inputs)]
-    actual = {each.name: _outputs(read_artifact(path, each.name), feeds) for each in variants}
+    actual = {
+        each.name: _outputs(read_artifact(path, each.name), feeds, device) for each in variants
+    }
     references = [load_reference(proto, optimised=optimised) for optimised in (True, False)]
     if references[0].name == references[1].name:
         del references[1]
@@ -173,7 +178,9 @@ def check(
     )
 
 
-def verify(artifact: str | Path, variant: str | None = None) -> ParityReport:
+def verify(
+    artifact: str | Path, variant: str | None = None, device: str | None = None
+) -> ParityReport:
     """Replay the inputs that an artifact carries and compare with the outputs that it carries.
 
     Every member of the file is checked, those of variants that do not run here too.
@@ -181,30 +188,33 @@ def verify(artifact: str | Path, variant: str | None = None) -> ParityReport:
     Args:
         artifact: the artifact's path.
         variant: the variant to run; by default the best for this CPU, `all` for each that runs.
+        device: for an OpenCL artifact, as in `Session`.
 
     Raises:
         ArtifactError: the artifact is damaged or cannot be loaded here.
     """
     path = Path(artifact)
     variants, not_run = choose_variants(read_manifest(path, whole=True), path, variant)
-    rows = [row for each in variants for row in replay(read_artifact(path, each.name))]
+    rows = [row for each in variants for row in replay(read_artifact(path, each.name), device)]
     return ParityReport(str(artifact), 1, None, tuple(rows), (), not_run)
 
 
-def replay(artifact: Artifact) -> list[OutputParity]:
+def replay(artifact: Artifact, device: str | None = None) -> list[OutputParity]:
     """Compare one variant's outputs with those that the artifact carries."""
     rows = compare_outputs(
         artifact.manifest.outputs,
-        _outputs(artifact, [artifact.reference_inputs]),
+        _outputs(artifact, [artifact.reference_inputs], device),
         [artifact.reference_outputs],
         f"stored: {artifact.manifest.reference}",
     )
     return [replace(row, variant=artifact.variant.name) for row in rows]
 
 
-def _outputs(artifact: Artifact, feeds: Sequence[Mapping[str, Array]]) -> list[dict[str, Array]]:
+def _outputs(
+    artifact: Artifact, feeds: Sequence[Mapping[str, Array]], device: str | None
+) -> list[dict[str, Array]]:
     """Outputs of one variant by name, for each of the inputs."""
-    session = Session(artifact)
+    session = Session(artifact, device=device)
     names = [spec.name for spec in artifact.manifest.outputs]
     return [dict(zip(names, session.run(None, feed), strict=True)) for feed in feeds]
 

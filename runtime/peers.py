@@ -14,7 +14,7 @@ import numpy as np
 from leakyforge.errors import EngineError, InputError
 from leakyforge.runtime import cpu, engines
 from leakyforge.runtime.artifact import read_artifact
-from leakyforge.runtime.benchmark import OURS, smallest
+from leakyforge.runtime.benchmark import OURS, refuse_device, smallest
 from leakyforge.runtime.engines import REFERENCE, Worker, interleave, interpreter, peak_worker
 from leakyforge.runtime.parity import find_onnx
 from leakyforge.runtime.reference import random_feeds
@@ -121,6 +121,7 @@ def compare_peers(
     check_threads(count)
     others = _others(names)
     loaded = read_artifact(artifact)
+    refuse_device(loaded)
     manifest = loaded.manifest
     proto = find_onnx(manifest, loaded.path, onnx)
     feeds = random_feeds(manifest.inputs, 0, smallest(manifest.inputs))

@@ -18,7 +18,7 @@ from typing import Any
 from leakyforge.errors import InputError
 from leakyforge.runtime import cpu, engine_worker
 from leakyforge.runtime.artifact import read_artifact
-from leakyforge.runtime.benchmark import smallest
+from leakyforge.runtime.benchmark import refuse_device, smallest
 from leakyforge.runtime.engines import (
     copy_gb_per_second,
     copy_worker,
@@ -140,6 +140,7 @@ def profile(
     if not seconds > 0:
         raise InputError(f"seconds={seconds}, but a profile needs a positive time")
     loaded = read_artifact(artifact, variant)
+    refuse_device(loaded)
     session = Session(loaded, threads=threads)
     specs = loaded.manifest.inputs
     feeds = random_feeds(specs, 0, smallest(specs))

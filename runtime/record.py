@@ -7,7 +7,7 @@ from pathlib import Path
 from leakyforge.errors import ParityError
 from leakyforge.runtime import cpu
 from leakyforge.runtime.artifact import Artifact, place_weights
-from leakyforge.runtime.manifest import Manifest, OutputRecord, ParityRecord
+from leakyforge.runtime.manifest import OPENCL, Manifest, OutputRecord, ParityRecord
 from leakyforge.runtime.parity import OutputParity, replay
 from leakyforge.runtime.tensors import Array
 from leakyforge.runtime.variants import missing_features
@@ -49,7 +49,7 @@ def record_parity(
 
 def _record(artifact: Artifact) -> ParityRecord:
     machine = artifact.manifest.machine
-    if machine != cpu.machine():
+    if machine not in (OPENCL, cpu.machine()):
         return ParityRecord("not run", cpu.model_name(), (f"instruction set {machine}",))
     missing = missing_features(artifact.variant)
     if missing:

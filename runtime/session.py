@@ -7,27 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from leakyforge.errors import ExecutionError, InputError
+from leakyforge.errors import InputError
 from leakyforge.runtime import threads as thread_count
-from leakyforge.runtime.artifact import (
-    Artifact,
-    read_artifact,
-    unpack_weights,
-)
-from leakyforge.runtime.manifest import Manifest
-from leakyforge.runtime.reference import one_line
-from leakyforge.runtime.tensors import (
-    Array,
-    TensorSpec,
-    bind_shape,
-    empty_aligned,
-    format_shape,
-    numpy_dtype,
-)
-from leakyforge.runtime.tvm_runtime import load_vm, set_threads, tvm_ffi
-
-# First address and the one behind the last.
-_Addresses = tuple[int, int]
+from leakyforge.runtime.artifact import Artifact, read_artifact
+from leakyforge.runtime.manifest import OPENCL, Manifest
+from leakyforge.runtime.opencl import OpenClEngine
+from leakyforge.runtime.tensors import Array, TensorSpec, bind_shape, numpy_dtype
+from leakyforge.runtime.vm import VmEngine
 
 
 class Session:
@@ -40,10 +26,14 @@ class Session:
         path: an artifact file, or an artifact that was read before.
         threads: threads to use; by default the physical cores that this process may use.
         variant: of the file, the variant to run; by default the best for this CPU.
+        device: for an OpenCL artifact, a part of the device's name; by default the first GPU, else
+            the first device.
 
     Raises:
         ArtifactError: the file is missing, damaged, or not for this machine (see its subclasses).
-        InputError: more threads than CPUs.
+        DeviceError: there is no such device, or the model does not fit on it.
+        InputError: more threads than CPUs, or a device for code that runs on the CPU.
+        MissingDependencyError: an OpenCL artifact without PyOpenCL.
     """
 
     def __init__(
@@ -51,6 +41,7 @@ class Session:
         path: str | Path | Artifact,
         threads: int | None = None,
         variant: str | None = None,
+        device: str | None = None,
     ) -> None:
         artifact = (
             path if isinstance(path, Artifact) else read_artifact(path, variant, references=False)
@@ -58,17 +49,9 @@ class Session:
         self.manifest: Manifest = artifact.manifest
         self.variant = artifact.variant.name
         self.threads = thread_count.usable_cores() if threads is None else threads
-        set_threads(self.threads)
         self._lock = threading.Lock()
-        self._machine = load_vm(artifact.library, str(artifact.path))
-        self._main = self._machine["main"]
-        self._weight_memory = artifact.weight_memory
-        weights = unpack_weights(artifact.weight_memory, artifact.variant.weights)
-        self._weights = [_to_tvm(weight) for weight in weights]
         self._names = [spec.name for spec in self.manifest.outputs]
-        memory = artifact.weight_memory
-        self._weight_addresses = (memory.ctypes.data, memory.ctypes.data + memory.nbytes)
-        self._copies: dict[str, Array] = {}
+        self._engine = _engine(artifact, self.threads, device)
 
     def get_inputs(self) -> list[TensorSpec]:
         """Inputs with `name`, `shape` (a text for a symbolic dimension) and `type`."""
@@ -90,36 +73,15 @@ class Session:
 
         Raises:
             InputError: an unknown or missing name, another dtype or another shape.
-            ExecutionError: the compiled code refuses what fits the declared shapes.
+            ExecutionError: the compiled code refuses what fits the declared shapes, or the device
+                fails.
         """
         # Microseconds count here: a small model takes 20 of them.
         if output_names:
             self._check_names(output_names)
         feeds = check_feeds(self.manifest.inputs, input_feed)
         with self._lock:
-            set_threads(self.threads)
-            tensors, borrowed = [], [self._weight_addresses]
-            for name, array in feeds.items():
-                # DLPack as tvm_ffi speaks it cannot say "read-only", and numpy then refuses.
-                tensor = _to_tvm(array if array.flags.carray else self._copy(name, array))
-                tensors.append(tensor)
-                borrowed.append(_addresses(tensor, array.nbytes))
-            try:
-                result = self._main(*tensors, *self._weights)
-            except (RuntimeError, ValueError, TypeError) as error:
-                shapes = ", ".join(
-                    f"{name} {format_shape(array.shape)}" for name, array in feeds.items()
-                )
-                raise ExecutionError(
-                    f"model {self.manifest.model!r} failed on {shapes}: {one_line(error)}"
-                ) from error
-            outputs = []
-            for tensor in [result] if len(self._names) == 1 else result:
-                array = _to_numpy(tensor)
-                addresses = _addresses(tensor, array.nbytes)
-                # An output may be an input, a weight, or another output under a second name.
-                outputs.append(array.copy() if _overlap(addresses, borrowed) else array)
-                borrowed.append(addresses)
+            outputs = self._engine.run(feeds)
         if not output_names:
             return outputs
         return [outputs[self._names.index(name)] for name in output_names]
@@ -138,16 +100,10 @@ class Session:
         It is given the function, its name, whether it is about to run, its result (None before),
         and its arguments.
         """
+        if not isinstance(self._engine, VmEngine):
+            raise InputError(f"kernels of a {self.manifest.machine} artifact cannot be observed")
         with self._lock:
-            self._machine["set_instrument"](hook)
-
-    def _copy(self, name: str, array: Array) -> Array:
-        """A copy of consecutive elements, in memory that is kept for the next run."""
-        copy = self._copies.get(name)
-        if copy is None or copy.shape != array.shape:
-            copy = self._copies[name] = empty_aligned(array.shape, array.dtype)
-        copy[...] = array
-        return copy
+            self._engine.instrument(hook)
 
 
 def check_feeds(specs: Sequence[TensorSpec], feeds: Mapping[str, Any]) -> dict[str, Array]:
@@ -183,45 +139,12 @@ def _wrong_names(names: Sequence[str], feeds: Mapping[str, Any]) -> InputError:
     return InputError(f"{problem}; the model takes: {', '.join(names)}")
 
 
-def _to_tvm(array: Array) -> Any:
-    """A TVM tensor over an aligned array's memory."""
-    ffi = tvm_ffi()
-    # Numpy calls bfloat16 a type of kind V, and DLPack leaves numpy without it.
-    is_bfloat16 = array.dtype.kind == "V"
-    if array.size and not is_bfloat16:
-        return ffi.from_dlpack(array)
-    # Numpy's strides of an empty array are not those of a compact one, a view's are.
-    bits = ffi.from_dlpack(array.view(np.uint16) if is_bfloat16 else array)
-    return _retyped(bits, str(array.dtype))
-
-
-def _addresses(tensor: Any, size: int) -> _Addresses:
-    """Where a tensor of so many bytes lies."""
-    start: int = tensor.data_ptr()
-    return start, start + size
-
-
-def _overlap(addresses: _Addresses, others: Sequence[_Addresses]) -> bool:
-    """Whether the first address is one of the others'."""
-    first = addresses[0]
-    # A generator takes half a microsecond.
-    for start, stop in others:  # noqa: SIM110
-        if start <= first < stop:
-            return True
-    return False
-
-
-def _to_numpy(tensor: Any) -> Array:
-    """A numpy array over a tensor's memory."""
-    try:
-        return np.from_dlpack(tensor)
-    except (RuntimeError, BufferError):
-        # Numpy takes no bfloat16, which ml_dtypes adds to it.
-        return np.from_dlpack(_retyped(tensor, "uint16")).view(numpy_dtype(str(tensor.dtype)))
-
-
-def _retyped(tensor: Any, dtype: str) -> Any:
-    """The same memory as another dtype of the same size."""
-    ffi = tvm_ffi()
-    view = ffi.get_global_func("runtime.TVMTensorCreateView")
-    return view(tensor, ffi.Shape(tensor.shape), ffi.dtype(dtype), 0)
+def _engine(artifact: Artifact, threads: int, device: str | None) -> VmEngine | OpenClEngine:
+    """What runs the artifact: TVM's virtual machine, or a launcher for its kind of device."""
+    if artifact.manifest.machine == OPENCL:
+        return OpenClEngine(artifact, device)
+    if device is not None:
+        raise InputError(
+            f"device={device!r} names an OpenCL device, and {artifact.path} is code for a CPU"
+        )
+    return VmEngine(artifact, threads)

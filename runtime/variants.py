@@ -6,7 +6,7 @@ from pathlib import Path
 from leakyforge.errors import ArtifactCpuError, ArtifactError, ArtifactVersionError
 from leakyforge.pins import TVM_PINS
 from leakyforge.runtime import cpu
-from leakyforge.runtime.manifest import Manifest, Variant
+from leakyforge.runtime.manifest import OPENCL, Manifest, Variant
 
 ALL = "all"
 
@@ -84,6 +84,9 @@ def check_machine(manifest: Manifest, path: Path) -> None:
         ArtifactCpuError: another instruction set.
         ArtifactVersionError: compiled with other TVM packages than those installed.
     """
+    if manifest.machine == OPENCL:
+        # No TVM is needed, and the device is looked for when a session is made.
+        return
     if manifest.machine != cpu.machine():
         raise ArtifactCpuError(
             f"artifact {path} is for {manifest.machine}, this machine is {cpu.machine()}; "

@@ -10,7 +10,8 @@ from onnx import numpy_helper
 
 from leakyforge.errors import ExportError, MissingDependencyError
 from leakyforge.exporter import export
-from leakyforge.models import build
+from leakyforge.exporter.checkpoint import _places
+from leakyforge.models import ZOO, build
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
 
@@ -53,6 +54,19 @@ def test_every_weight_of_the_file_is_in_the_graph(zoo, tmp_path):
     found = weights(onnx.load(path))
     assert found.keys() == given.keys()
     assert all(torch.equal(found[name], given[name]) for name in given)
+
+
+@pytest.mark.parametrize("zoo", sorted(ZOO))
+def test_every_learned_initializer_has_a_name_in_a_file(zoo):
+    model = build(zoo)
+    learned = {
+        each.name
+        for each in model.graph.initializer
+        if each.name.rpartition(".")[2] in ("weight", "bias", "scale", "mean", "var")
+    }
+    places = dict(_places(model))
+    assert set(places.values()) == learned
+    assert len(places) == len(learned)
 
 
 def test_state_dict_of_a_torch_module(tmp_path):

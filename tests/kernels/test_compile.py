@@ -34,7 +34,7 @@ def onnxruntime_outputs(model, feeds):
 
 
 def assert_close(actual, desired, roundings):
-    """Within six times the root of the number of roundings, as in `runtime.tolerance`."""
+    """Within six times the root of the number of roundings, as in `leakyforge.tolerance`."""
     assert actual.shape == desired.shape
     assert actual.dtype == desired.dtype
     extent = np.max(np.abs(desired), initial=0.0)
@@ -557,6 +557,15 @@ class TestPrecision:
         ("dcgan-discriminator", {}),
         ("dcgan-generator", {"batch": 2}),
         ("mlp", {"batch": 7}),
+        ("yolov2-tiny", {"size": 64, "features": 4, "classes": 2, "batch": "N"}),
+        ("yolov3", {"size": 32, "features": 4, "classes": 2}),
+        ("melgan", {"frames": 5, "features": 4}),
+        ("pix2pix-unet", {"size": 32, "depth": 4, "features": 8}),
+        ("patchgan", {"size": 45, "features": 8}),
+        ("speech-embedding", {"frames": 84, "features": 8}),
+        ("resnet18", {"size": 33, "features": 8, "classes": 10}),
+        ("resnet18", {"size": 32, "features": 4, "classes": 3, "activation": "relu"}),
+        ("small-cnn", {"size": 24, "features": 4}),
     ],
 )
 def test_zoo_models_agree_with_onnx_runtime(tmp_path, name, options):

@@ -1,4 +1,6 @@
-"""The registry: names, options, and what it refuses."""
+"""The registry: names, options, sizes, and what it refuses."""
+
+import math
 
 import onnx
 import pytest
@@ -6,7 +8,22 @@ import pytest
 from leakyforge.errors import ExportError
 from leakyforge.models import ZOO, build
 
-SMALL = {"rrdbnet": {"blocks": 1}}
+SMALL = {
+    "rrdbnet": {"blocks": 1},
+    "yolov3": {"features": 4},
+    "pix2pix-unet": {"features": 8},
+}
+# Parameters at full size, running means and variances of batch normalization aside.
+PARAMETERS = {
+    "yolov2-tiny": 11_232_057,
+    "yolov3-tiny": 8_852_366,
+    "yolov3": 61_949_149,
+    "melgan": 4_260_257,
+    "pix2pix-unet": 54_413_955,
+    "patchgan": 2_768_705,
+    "speech-embedding": 328_128,
+    "resnet18": 11_689_512,
+}
 
 
 @pytest.mark.parametrize("name", sorted(ZOO))
@@ -20,11 +37,23 @@ def test_every_model_builds_and_is_described_on_one_line(name):
 
 @pytest.mark.parametrize("name", sorted(ZOO))
 def test_every_input_states_its_range(name):
-    model = build(name)
+    model = build(name, **SMALL.get(name, {}))
     metadata = {entry.key: entry.value for entry in model.metadata_props}
     for value in model.graph.input:
         low, high = map(float, metadata[f"leakyforge.input_range.{value.name}"].split(","))
         assert (low, high) == (0, 1)
+
+
+@pytest.mark.parametrize(("name", "count"), PARAMETERS.items())
+def test_parameters_at_full_size(name, count):
+    model = build(name)
+    learned = {"weight", "bias", "scale"}
+    sizes = [
+        math.prod(weight.dims)
+        for weight in model.graph.initializer
+        if weight.name.rpartition(".")[2] in learned
+    ]
+    assert sum(sizes) == count
 
 
 def test_unknown_name_lists_the_zoo():
@@ -59,7 +88,7 @@ def test_options_reach_the_builder():
 )
 def test_invalid_value_of_a_common_option(name, option, value):
     with pytest.raises(ExportError, match=f"^{option}="):
-        build(name, **{option: value})
+        build(name, **SMALL.get(name, {}), **{option: value})
 
 
 @pytest.mark.parametrize("opset", range(13, 24))

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from leakyforge import errors
 from leakyforge.pins import TVM_PINS
-from leakyforge.runtime import Session, artifact, cpu, read_artifact, read_manifest, session
+from leakyforge.runtime import Session, artifact, cpu, read_artifact, read_manifest, vm
 from leakyforge.runtime import manifest as manifest_module
 from leakyforge.runtime.artifact import MANIFEST, pack_weights, place_weights, unpack_weights
 from leakyforge.runtime.manifest import FORMAT, WeightSpec
@@ -36,7 +36,7 @@ def no_code_runs(monkeypatch):
     def load_vm(*_):
         pytest.fail("code was loaded from an artifact that cannot be used here")
 
-    monkeypatch.setattr(session, "load_vm", load_vm)
+    monkeypatch.setattr(vm, "load_vm", load_vm)
 
 
 def refused(path, kind):

@@ -216,7 +216,7 @@ class TestMemory:
             (actual,) = session.run(None, {"x": array})
             np.testing.assert_array_equal(actual, np.where(array >= 0, array, array * 0.5))
         # Nothing was copied.
-        assert not session._copies
+        assert not session._engine._copies
 
     def test_memory_mapped_input(self, conv, tmp_path):
         np.save(tmp_path / "image.npy", image())

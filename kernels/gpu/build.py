@@ -1,0 +1,223 @@
+"""From an imported module to a launch plan.
+
+TVM schedules, plans the memory of the activations and generates the source; what its virtual
+machine and its host code would do at run time is read off them here: both are static. The calls of
+`main` give the order, the host function of each kernel gives grid, groups and arguments.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import tvm
+from tvm import relax, tirx
+from tvm.s_tir import dlight
+
+from leakyforge.errors import CompileError
+from leakyforge.kernels.gpu.target import GpuTarget
+from leakyforge.kernels.weights import hoist_weights
+from leakyforge.runtime.plan import Launch, LaunchPlan, Sizes
+from leakyforge.runtime.tensors import Array, numpy_dtype
+
+_NO_SIZE = "its sizes are not known at compile time; fix the inputs with --shape"
+
+
+def schedule_gpu(module: tvm.IRModule, target: GpuTarget) -> tvm.IRModule:
+    """Schedule every function for the device, by TVM's own rules."""
+    rules = (
+        dlight.gpu.Matmul(),
+        dlight.gpu.GEMV(),
+        dlight.gpu.Reduction(),
+        dlight.gpu.GeneralReduction(),
+        dlight.gpu.Fallback(),
+    )
+    with target.tvm:
+        return dlight.ApplyDefaultSchedule(*rules)(module)
+
+
+def build_plan(module: tvm.IRModule, target: GpuTarget) -> tuple[LaunchPlan, list[Array]]:
+    """The plan of a scheduled module, and its weights.
+
+    Raises:
+        CompileError: a size is symbolic, or `main` does what no kernel does.
+    """
+    hoisted = hoist_weights(module)
+    with target.tvm:
+        lowered = tvm.transform.Sequential(
+            [
+                relax.transform.RewriteDataflowReshape(),
+                relax.transform.ToNonDataflow(),
+                relax.transform.RemovePurityChecking(),
+                relax.transform.CallTIRRewrite(),
+                relax.transform.StaticPlanBlockMemory(),
+            ]
+        )(hoisted.module)
+    source, hosts = _generate(lowered, target)
+    planner = _Planner(hosts)
+    main = lowered["main"]
+    parameters = [planner.parameter(variable) for variable in main.params]
+    for block in main.body.blocks:
+        for binding in block.bindings:
+            planner.bind(binding)
+    outputs = planner.outputs(main.body.body)
+    inputs = len(parameters) - len(hoisted.weights)
+    plan = LaunchPlan(
+        source,
+        tuple(planner.sizes),
+        tuple(parameters[:inputs]),
+        tuple(parameters[inputs:]),
+        tuple(outputs),
+        tuple(planner.launches),
+    )
+    return plan, hoisted.weights
+
+
+def _generate(module: tvm.IRModule, target: GpuTarget) -> tuple[str, dict[str, tirx.PrimFunc]]:
+    """Source of all kernels, and the host function of each scheduled function."""
+    functions = {
+        variable: function.with_attr("global_symbol", variable.name_hint)
+        for variable, function in module.functions_items()
+        if isinstance(function, tirx.PrimFunc)
+    }
+    if not functions:
+        return "", {}
+    capture = _HostFunctions()
+    with tvm.transform.PassContext(opt_level=3, instruments=[capture]):
+        built = tirx.build(tvm.IRModule(functions), target=target.tvm)
+    (device,) = built.mod.imports if hasattr(built, "mod") else built.imports
+    return str(device.inspect_source()), capture.functions
+
+
+@tvm.instrument.pass_instrument
+class _HostFunctions:
+    """Keeps the host functions as they are when the kernels have been cut out of them."""
+
+    def __init__(self) -> None:
+        self.functions: dict[str, tirx.PrimFunc] = {}
+
+    def run_after_pass(self, module: tvm.IRModule, info: Any) -> None:
+        """Called by TVM."""
+        if str(info.name) == "tirx.SplitHostDevice":
+            for variable, function in module.functions_items():
+                if "tirx.kernel_launch_params" not in function.attrs:
+                    self.functions[str(variable.name_hint)] = function
+
+
+class _Planner:
+    """Reads the calls of `main`, and numbers the buffers that they use."""
+
+    def __init__(self, hosts: dict[str, tirx.PrimFunc]) -> None:
+        self.sizes: list[int] = []
+        self.launches: list[Launch] = []
+        self._hosts = hosts
+        # Buffer of each variable of `main` that holds memory, those of a tuple in order.
+        self._buffers: dict[Any, list[int]] = {}
+
+    def parameter(self, variable: relax.Var) -> int:
+        """A buffer for what `main` is given."""
+        self._buffers[variable] = [self._allocate(_bytes(variable.ty))]
+        return self._buffers[variable][0]
+
+    def bind(self, binding: relax.VarBinding) -> None:
+        """Do what a binding says."""
+        value = binding.value
+        read = self._call if isinstance(value, relax.Call) else self._lookup
+        self._buffers[binding.var] = read(value)
+
+    def outputs(self, result: relax.Expr) -> list[int]:
+        """The buffers of what `main` returns."""
+        return self._lookup(result)
+
+    def _call(self, call: relax.Call) -> list[int]:
+        if isinstance(call.op, tvm.ir.GlobalVar):
+            self._launch(str(call.op.name_hint), [self._lookup(each)[0] for each in call.args])
+            return []
+        name = str(call.op.name)
+        if name == "relax.memory.alloc_storage":
+            return [self._allocate(int(call.args[0].values[0]))]
+        if name == "relax.memory.alloc_tensor":
+            if int(call.args[1].value) != 0:
+                raise CompileError("TVM placed two tensors in one storage, which a plan cannot say")
+            return self._lookup(call.args[0])
+        if name == "relax.builtin.alloc_tensor":
+            return [self._allocate(_bytes(call.ty))]
+        if name in ("relax.reshape", "relax.memory.view"):
+            return self._lookup(call.args[0])
+        raise CompileError(f"{name.removeprefix('relax.')} cannot be run on this target")
+
+    def _lookup(self, value: relax.Expr) -> list[int]:
+        """Buffers of a variable, or of a tuple's members."""
+        if isinstance(value, relax.Tuple):
+            return [index for field in value.fields for index in self._lookup(field)]
+        if isinstance(value, relax.TupleGetItem):
+            return [self._lookup(value.tuple_value)[int(value.index)]]
+        if isinstance(value, relax.Var) and value in self._buffers:
+            return self._buffers[value]
+        raise CompileError(f"a {type(value).__name__} cannot be run on this target: {_NO_SIZE}")
+
+    def _allocate(self, size: int) -> int:
+        # OpenCL has no buffer of no bytes.
+        self.sizes.append(max(size, 1))
+        return len(self.sizes) - 1
+
+    def _launch(self, name: str, arguments: list[int]) -> None:
+        """The kernels of one function, with a buffer for each tensor that it keeps to itself."""
+        host = self._hosts[name]
+        buffers = dict(zip(host.params, arguments, strict=True))
+        for statement in _statements(host.body):
+            if isinstance(statement, tirx.DeclBuffer):
+                buffers[statement.buffer] = _buffer_of(name, statement.data, buffers)
+            elif isinstance(statement, tirx.AllocBuffer):
+                kind = statement.buffer.ty
+                buffers[statement.buffer] = self._allocate(_bytes(kind))
+            elif isinstance(statement, tirx.Evaluate):
+                self.launches.append(_read_launch(name, statement.value, buffers))
+            else:
+                what = type(statement).__name__
+                raise CompileError(f"the host code of {name} holds a {what}, no plain launch")
+
+
+def _statements(body: Any) -> Iterator[Any]:
+    """Statements of a host function, in order."""
+    if isinstance(body, tirx.SeqStmt):
+        for statement in body:
+            yield from _statements(statement)
+    else:
+        yield body
+
+
+def _read_launch(name: str, call: Any, buffers: dict[Any, int]) -> Launch:
+    """What a host function's call of a kernel says."""
+    if str(getattr(call.op, "name", "")) != "tirx.call_ffi_kernel":
+        raise CompileError(f"the host code of {name} calls {call.op}, no kernel")
+    kernel, *values = call.args
+    tags = [str(tag) for tag in call.attrs.launch_params]
+    arguments, extents = values[: -len(tags)], values[-len(tags) :]
+    sizes = {}
+    for tag, extent in zip(tags, extents, strict=True):
+        if not isinstance(extent, tirx.IntImm):
+            raise CompileError(f"{name}: {_NO_SIZE}")
+        sizes[tag] = int(extent)
+
+    def along(tag: str) -> Sizes:
+        x, y, z = (sizes.get(f"{tag}.{axis}", 1) for axis in "xyz")
+        return x, y, z
+
+    used = tuple(_buffer_of(name, each, buffers) for each in arguments)
+    return Launch(str(kernel.value), used, along("blockIdx"), along("threadIdx"))
+
+
+def _buffer_of(name: str, data: Any, buffers: dict[Any, int]) -> int:
+    """The buffer whose data an expression is."""
+    if str(getattr(getattr(data, "op", None), "name", "")) == "tirx.buffer_data":
+        return buffers[data.args[0]]
+    raise CompileError(f"{name}: argument {data} is no tensor; {_NO_SIZE}")
+
+
+def _bytes(kind: Any) -> int:
+    """Bytes of a tensor or buffer of known sizes."""
+    count = numpy_dtype(str(kind.dtype)).itemsize
+    for size in kind.shape or ():
+        if not isinstance(size, tirx.IntImm):
+            raise CompileError(f"a tensor of shape {kind.shape}: {_NO_SIZE}")
+        count *= int(size)
+    return count

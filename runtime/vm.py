@@ -1,0 +1,128 @@
+"""Running a compiled library by TVM's Relax virtual machine, on the CPU."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from leakyforge.errors import ExecutionError
+from leakyforge.runtime.artifact import Artifact, unpack_weights
+from leakyforge.runtime.reference import one_line
+from leakyforge.runtime.tensors import Array, empty_aligned, format_shape, numpy_dtype
+from leakyforge.runtime.tvm_runtime import load_vm, set_threads, tvm_ffi
+
+# First address and the one behind the last.
+_Addresses = tuple[int, int]
+
+
+class VmEngine:
+    """A variant's library, loaded, with its weights.
+
+    Args:
+        artifact: whose library it is.
+        threads: of its parallel loops.
+
+    Raises:
+        ArtifactError: the system's loader refuses the library.
+        InputError: more threads than CPUs.
+    """
+
+    def __init__(self, artifact: Artifact, threads: int) -> None:
+        self._threads = threads
+        set_threads(threads)
+        self._model = artifact.manifest.model
+        self._machine = load_vm(artifact.library, str(artifact.path))
+        self._main = self._machine["main"]
+        memory = self._weight_memory = artifact.weight_memory
+        weights = unpack_weights(memory, artifact.variant.weights)
+        self._weights = [_to_tvm(weight) for weight in weights]
+        self._weight_addresses = (memory.ctypes.data, memory.ctypes.data + memory.nbytes)
+        self._has_one_output = len(artifact.manifest.outputs) == 1
+        self._copies: dict[str, Array] = {}
+
+    def run(self, feeds: Mapping[str, Array]) -> list[Array]:
+        """Outputs, owned by the caller, for inputs in the order of the model's.
+
+        Raises:
+            ExecutionError: the compiled code refuses what fits the declared shapes.
+        """
+        set_threads(self._threads)
+        tensors, borrowed = [], [self._weight_addresses]
+        for name, array in feeds.items():
+            # DLPack as tvm_ffi speaks it cannot say "read-only", and numpy then refuses.
+            tensor = _to_tvm(array if array.flags.carray else self._copy(name, array))
+            tensors.append(tensor)
+            borrowed.append(_addresses(tensor, array.nbytes))
+        try:
+            result = self._main(*tensors, *self._weights)
+        except (RuntimeError, ValueError, TypeError) as error:
+            shapes = ", ".join(
+                f"{name} {format_shape(array.shape)}" for name, array in feeds.items()
+            )
+            raise ExecutionError(
+                f"model {self._model!r} failed on {shapes}: {one_line(error)}"
+            ) from error
+        outputs = []
+        for tensor in [result] if self._has_one_output else result:
+            array = _to_numpy(tensor)
+            addresses = _addresses(tensor, array.nbytes)
+            # An output may be an input, a weight, or another output under a second name.
+            outputs.append(array.copy() if _overlap(addresses, borrowed) else array)
+            borrowed.append(addresses)
+        return outputs
+
+    def instrument(self, hook: Callable[..., None] | None) -> None:
+        """Have a hook called around every function that a run calls; None takes it away."""
+        self._machine["set_instrument"](hook)
+
+    def _copy(self, name: str, array: Array) -> Array:
+        """A copy of consecutive elements, in memory that is kept for the next run."""
+        copy = self._copies.get(name)
+        if copy is None or copy.shape != array.shape:
+            copy = self._copies[name] = empty_aligned(array.shape, array.dtype)
+        copy[...] = array
+        return copy
+
+
+def _to_tvm(array: Array) -> Any:
+    """A TVM tensor over an aligned array's memory."""
+    ffi = tvm_ffi()
+    # Numpy calls bfloat16 a type of kind V, and DLPack leaves numpy without it.
+    is_bfloat16 = array.dtype.kind == "V"
+    if array.size and not is_bfloat16:
+        return ffi.from_dlpack(array)
+    # Numpy's strides of an empty array are not those of a compact one, a view's are.
+    bits = ffi.from_dlpack(array.view(np.uint16) if is_bfloat16 else array)
+    return _retyped(bits, str(array.dtype))
+
+
+def _addresses(tensor: Any, size: int) -> _Addresses:
+    """Where a tensor of so many bytes lies."""
+    start: int = tensor.data_ptr()
+    return start, start + size
+
+
+def _overlap(addresses: _Addresses, others: Sequence[_Addresses]) -> bool:
+    """Whether the first address is one of the others'."""
+    first = addresses[0]
+    # A generator takes half a microsecond.
+    for start, stop in others:  # noqa: SIM110
+        if start <= first < stop:
+            return True
+    return False
+
+
+def _to_numpy(tensor: Any) -> Array:
+    """A numpy array over a tensor's memory."""
+    try:
+        return np.from_dlpack(tensor)
+    except (RuntimeError, BufferError):
+        # Numpy takes no bfloat16, which ml_dtypes adds to it.
+        return np.from_dlpack(_retyped(tensor, "uint16")).view(numpy_dtype(str(tensor.dtype)))
+
+
+def _retyped(tensor: Any, dtype: str) -> Any:
+    """The same memory as another dtype of the same size."""
+    ffi = tvm_ffi()
+    view = ffi.get_global_func("runtime.TVMTensorCreateView")
+    return view(tensor, ffi.Shape(tensor.shape), ffi.dtype(dtype), 0)
