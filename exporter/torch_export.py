@@ -1,4 +1,4 @@
-"""A torch module becomes an ONNX model, by either of torch's two exporters.
+"""A torch module or TorchScript becomes an ONNX model, by one of torch's two exporters.
 
 Source: https://docs.pytorch.org/docs/stable/onnx.html. torch is imported only when it is needed.
 """
@@ -6,15 +6,23 @@ Source: https://docs.pytorch.org/docs/stable/onnx.html. torch is imported only w
 import contextlib
 import inspect
 import io
-import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import onnx
 
-from leakyforge.errors import ExportError, MissingDependencyError
+from leakyforge.errors import ExportError
 from leakyforge.exporter.check import all_nodes, check_bytes, one_line
+from leakyforge.exporter.foreign import quiet, reason
+from leakyforge.exporter.source import Framework, Source
+from leakyforge.exporter.torch_tensors import (
+    example_tensors,
+    import_torch,
+    outputs,
+    to_array,
+    to_tensor,
+)
 
 # Outside these the exporters warn and write another opset, or operators they do not know.
 DYNAMO_OPSET_MIN = 18
@@ -23,27 +31,39 @@ TORCHSCRIPT_OPSET_MAX = 20
 
 def is_torch_module(model: Any) -> bool:
     """Return whether `model` is a `torch.nn.Module`, without importing torch."""
+    return _is_a(model, "torch.nn.modules.module", "Module")
+
+
+def is_torchscript(model: Any) -> bool:
+    """Return whether `model` is a `torch.jit.ScriptModule`, without importing torch."""
+    return _is_a(model, "torch.jit._script", "ScriptModule")
+
+
+def _is_a(model: Any, module: str, name: str) -> bool:
     return any(
-        base.__module__ == "torch.nn.modules.module" and base.__qualname__ == "Module"
-        for base in type(model).__mro__
+        (base.__module__, base.__qualname__) == (module, name) for base in type(model).__mro__
     )
 
 
 def export_module(
     module: Any,
-    example_inputs: Any,
     *,
+    example_inputs: Any = None,
+    input_shapes: Mapping[str, Sequence[int]] | None = None,
     opset: int,
-    batch: str | None,
-    input_names: Sequence[str] | None,
-    output_names: Sequence[str] | None,
-    dynamo: bool,
-) -> onnx.ModelProto:
+    batch: str | None = None,
+    input_names: Sequence[str] | None = None,
+    output_names: Sequence[str] | None = None,
+    dynamo: bool = True,
+) -> Source:
     """Return the ONNX model of `module` in evaluation mode; the module's modes stay as they are.
 
     Args:
-        module: A `torch.nn.Module`.
+        module: A `torch.nn.Module`, or a `torch.jit.ScriptModule`, which goes through the
+            TorchScript exporter always.
         example_inputs: A tensor, or a tuple or list of one tensor per argument.
+        input_shapes: Instead of example_inputs, the shape of each argument by its name in
+            `forward`; the dtype is that of the parameters.
         opset: Version of the ONNX operator set, 18 to 23 for dynamo, 13 to 20 for TorchScript.
         batch: Name of dimension 0 of every input if that is to be symbolic.
         input_names: Names of the inputs; by default those of the arguments of `forward`.
@@ -55,30 +75,31 @@ def export_module(
             not what was asked for.
         MissingDependencyError: torch cannot be imported.
     """
-    try:
-        import torch
-    except ImportError as error:
-        raise MissingDependencyError(
-            "exporting a torch module needs torch; pip install 'leakyforge[torch]'"
-        ) from error
-    title = f"torch module {type(module).__name__}"
+    torch = import_torch("exporting a torch module")
+    scripted = is_torchscript(module)
+    dynamo = dynamo and not scripted
+    kind = "TorchScript" if scripted else "torch module"
+    name = str(module.original_name) if scripted else type(module).__name__
+    title = f"{kind} {name}"
     if dynamo and opset < DYNAMO_OPSET_MIN:
         raise ExportError(
             f"torch's dynamo exporter writes opset {DYNAMO_OPSET_MIN} and later, not {opset}; "
             f"use opset={DYNAMO_OPSET_MIN} or dynamo=False"
         )
+    other = "" if scripted else " or dynamo=True"
     if not dynamo and opset > TORCHSCRIPT_OPSET_MAX:
         raise ExportError(
             f"torch's TorchScript exporter writes opset {TORCHSCRIPT_OPSET_MAX} and earlier, "
-            f"not {opset}; use opset={TORCHSCRIPT_OPSET_MAX} or dynamo=True"
+            f"not {opset}; use opset={TORCHSCRIPT_OPSET_MAX}{other}"
         )
-    inputs = _checked_inputs(title, example_inputs, torch.Tensor)
-    names = _checked_names(title, module, input_names, len(inputs))
     tensors = (*module.parameters(), *module.buffers())
+    arguments = _arguments(module)
+    inputs = example_tensors(title, example_inputs, input_shapes, arguments, tensors)
+    names = _checked_names(title, arguments, input_names, len(inputs))
     check_bytes(sum(tensor.numel() * tensor.element_size() for tensor in tensors))
 
     export = _dynamo if dynamo else _torchscript
-    with _evaluation_mode(module), _quiet() as caught:
+    with _evaluation_mode(module), quiet() as caught:
         # In front of "always": torch's own modules warn about values that no input changes.
         torch.jit.TracerWarning.ignore_lib_warnings()
         try:
@@ -95,43 +116,42 @@ def export_module(
         except Exception as error:
             exporter = "dynamo" if dynamo else "TorchScript"
             raise ExportError(
-                f"torch's {exporter} exporter refuses {title}: {_reason(error)}; check that it "
+                f"torch's {exporter} exporter refuses {title}: {reason(error)}; check that it "
                 "runs on example_inputs and that no Python branch depends on a tensor's values"
             ) from error
     _refuse_frozen_values(title, caught, torch.jit.TracerWarning)
     _check_result(title, model, batch, names, output_names)
-    _strip_sources(model)
-    return model
+    strip_sources(model)
+
+    def run(arrays: Sequence[Any]) -> list[Any]:
+        with _evaluation_mode(module), quiet(), torch.no_grad():
+            found = module(
+                *(to_tensor(array, like.device) for array, like in zip(arrays, inputs, strict=True))
+            )
+        return [to_array(tensor) for tensor in outputs(found)]
+
+    examples = tuple(to_array(tensor) for tensor in inputs)
+    return Source(model, kind, name, Framework(f"torch {torch.__version__}", run, examples))
 
 
-def _checked_inputs(title: str, example_inputs: Any, tensor: type) -> tuple[Any, ...]:
-    if example_inputs is None:
-        raise ExportError(
-            f"{title} needs example_inputs; give a tensor, or a tuple of one per argument"
-        )
-    if isinstance(example_inputs, tensor):
-        return (example_inputs,)
-    if isinstance(example_inputs, (tuple, list)) and all(
-        isinstance(value, tensor) for value in example_inputs
-    ):
-        return tuple(example_inputs)
-    raise ExportError(
-        f"example_inputs of {title} are a {type(example_inputs).__name__}; "
-        "give a tensor, or a tuple of one per argument"
-    )
+def _arguments(module: Any) -> list[str]:
+    """Names of the positional arguments of `forward`."""
+    if is_torchscript(module):
+        return [argument.name for argument in module.forward.schema.arguments[1:]]
+    parameters = inspect.signature(module.forward).parameters.values()
+    return [
+        parameter.name
+        for parameter in parameters
+        if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
+    ]
 
 
 def _checked_names(
-    title: str, module: Any, input_names: Sequence[str] | None, count: int
+    title: str, arguments: list[str], input_names: Sequence[str] | None, count: int
 ) -> list[str]:
     if input_names is None:
-        parameters = inspect.signature(module.forward).parameters.values()
-        names = [
-            parameter.name
-            for parameter in parameters
-            if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
-        ][:count]
         # With *args there are fewer names than inputs.
+        names = arguments[:count]
         return names if len(names) == count else [f"input_{i}" for i in range(count)]
     if len(input_names) != count:
         raise ExportError(
@@ -175,37 +195,14 @@ def _torchscript(
 @contextlib.contextmanager
 def _evaluation_mode(module: Any) -> Iterator[None]:
     """Evaluation mode for the export: the dynamo exporter would keep dropout as it is."""
-    modes = [(part, part.training) for part in module.modules()]
+    # A frozen ScriptModule has no mode.
+    modes = [(part, part.training) for part in module.modules() if hasattr(part, "training")]
     module.eval()
     try:
         yield
     finally:
         for part, training in modes:
             part.training = training
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[list[warnings.WarningMessage]]:
-    """Keep what the exporters log, warn and print to stderr from the user; yield the warnings."""
-    disabled = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        with (
-            warnings.catch_warnings(record=True) as caught,
-            # torch.export prints the graph up to a branch that it cannot take.
-            contextlib.redirect_stderr(io.StringIO()),
-        ):
-            warnings.simplefilter("always")
-            yield caught
-    finally:
-        logging.disable(disabled)
-
-
-def _reason(error: BaseException) -> str:
-    """The first paragraph of the error at the root: those above it only say which step failed."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return f"{type(error).__name__}: {one_line(str(error).strip().split(chr(10) * 2)[0])}"
 
 
 def _refuse_frozen_values(
@@ -248,7 +245,7 @@ def _check_result(
             )
 
 
-def _strip_sources(model: onnx.ModelProto) -> None:
+def strip_sources(model: onnx.ModelProto) -> None:
     """Drop the stack traces that the dynamo exporter keeps: paths and code of this machine."""
     for node in all_nodes(model):
         del node.metadata_props[:]

@@ -11,6 +11,7 @@ import tvm
 from tvm import relax
 
 from leakyforge.errors import CompileError, LeakyforgeError, ModelError, ShapeError
+from leakyforge.exporter.rounding import rounding_steps
 from leakyforge.kernels.elementary import our_elementary_functions
 from leakyforge.kernels.explain import LayerReport, report_layers
 from leakyforge.kernels.flops import kernel_record
@@ -31,7 +32,6 @@ from leakyforge.kernels.pipeline import (
     lower_to_vm,
     schedule,
 )
-from leakyforge.kernels.rounding import rounding_steps
 from leakyforge.kernels.target import CpuTarget, parse_targets
 from leakyforge.pins import TVM_PINS
 from leakyforge.runtime.artifact import (

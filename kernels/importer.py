@@ -11,7 +11,8 @@ from tvm import relax
 from tvm.relax.frontend.onnx import from_onnx, onnx_frontend
 
 from leakyforge.errors import ModelError, UnsupportedOperatorError
-from leakyforge.kernels.onnx_model import graph_inputs, value_shape
+from leakyforge.exporter.shapes import value_shape
+from leakyforge.kernels.onnx_model import graph_inputs
 
 _STANDARD_DOMAINS = ("", "ai.onnx")
 # Attribute of `main`: names of the layers of `LAYERS` in the ONNX graph, in order.

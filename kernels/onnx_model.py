@@ -16,6 +16,7 @@ import onnx
 from onnxscript import ir, optimizer
 
 from leakyforge.errors import ModelError, ShapeError
+from leakyforge.exporter.shapes import value_shape
 from leakyforge.runtime.reference import one_line
 from leakyforge.runtime.source import read_onnx
 from leakyforge.runtime.tensors import Shape, format_shape
@@ -68,17 +69,6 @@ def graph_inputs(proto: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
     """Inputs that a caller feeds: those without an initializer."""
     constants = {tensor.name for tensor in proto.graph.initializer}
     return [value for value in proto.graph.input if value.name not in constants]
-
-
-def value_shape(value: onnx.ValueInfoProto) -> Shape | None:
-    """Shape of a graph value: integers, symbol names, `?` where unnamed; None without a rank."""
-    tensor = value.type.tensor_type
-    if not tensor.HasField("shape"):
-        return None
-    return tuple(
-        dim.dim_value if dim.HasField("dim_value") else dim.dim_param or "?"
-        for dim in tensor.shape.dim
-    )
 
 
 def fix_shapes(proto: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]) -> onnx.ModelProto:

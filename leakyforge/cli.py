@@ -10,6 +10,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from inspect import signature
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -19,6 +20,7 @@ from leakyforge.errors import LeakyforgeError, ParityError
 from leakyforge.options import (
     FILE,
     NamedValue,
+    Shape,
     common_options,
     device_option,
     json_option,
@@ -54,37 +56,78 @@ def cli() -> None:
     """
 
 
+def _list_zoo(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
+    """Print the zoo's models and leave: `--list` needs no other argument."""
+    if value:
+        from leakyforge.models import ZOO
+        from leakyforge.render import print_zoo
+
+        print_zoo(ZOO)
+        ctx.exit()
+
+
 @cli.command()
-@click.argument("model")
+@click.argument("source")
 @click.option("--output", "-o", type=FILE, required=True, help="ONNX file to write.")
+@click.option("--list", is_flag=True, is_eager=True, expose_value=False, callback=_list_zoo,
+              help="Show the zoo's models and their options, and exit.")  # fmt: skip
+@click.option("--zoo", metavar="NAME", help="Zoo model that a file of weights is for.")
+@click.option("--weights", type=FILE, help="File of weights of a darknet .cfg.")
+@click.option(
+    "--input-shape", "shapes", type=Shape(), multiple=True,
+    help="Shape of an input of TorchScript, or of a Keras model with open sizes; may be repeated.",
+)  # fmt: skip
 @click.option("--opset", type=int, help="ONNX operator set, 13 to 23.  [default: 18]")
 @click.option("--batch", help="Batch size, or a name to leave it symbolic.  [default: 1]")
 @click.option(
     "--set", "settings", type=NamedValue("NAME=VALUE"), multiple=True,
-    help="An option of the model, such as size=320; may be repeated.",
+    help="An option of the zoo model, such as size=320; may be repeated.",
 )  # fmt: skip
 @common_options
 def export(
-    model: str,
+    source: str,
     output: Path,
+    zoo: str | None,
+    weights: Path | None,
+    shapes: tuple[tuple[str, tuple[int, ...]], ...],
     opset: int | None,
     batch: str | None,
     settings: tuple[tuple[str, str], ...],
     quiet: bool,
 ) -> None:
-    """Export a zoo model (yolov3-tiny, digits) to a checked ONNX file.
+    """Export a trained model to a checked ONNX file that computes the same.
+
+    SOURCE is a zoo model (see --list) or a file: .onnx, TorchScript (.pt), torch.export (.pt2),
+    weights of a zoo model (.pt, .pth, .safetensors), darknet (.cfg), Keras (.keras, .h5), or the
+    folder of a TensorFlow SavedModel.
+
+    Outputs are compared with those of the framework first. Pickled Python objects are refused;
+    TorchScript runs no Python; take .pt2, Keras and SavedModel files only from those you trust.
 
     \b
     Example:
       leakyforge export yolov3-tiny -o yolo.onnx --set size=320
+      leakyforge export weights.pth -o digits.onnx --zoo digits
+      leakyforge export script.pt -o net.onnx --input-shape x=1x3x64x64
+      leakyforge export yolo.cfg -o yolo.onnx --weights yolo.weights
     """
     from leakyforge.exporter import export as export_model
 
     options: dict[str, Any] = {name: _number(value) for name, value in settings}
-    for name in options.keys() & {"model", "path", "opset", "batch"}:
+    explicit = set(signature(export_model).parameters) - {"options"}
+    for name in options.keys() & explicit:
         raise click.UsageError(f"--set {name}=... sets no option of a model")
     size = int(batch) if batch is not None and batch.isdecimal() else batch
-    path = export_model(model, output, opset=opset, batch=size, **options)
+    path = export_model(
+        source,
+        output,
+        opset=opset,
+        batch=size,
+        zoo=zoo,
+        weights=weights,
+        input_shapes=dict(shapes) or None,
+        **options,
+    )
     _say(quiet, f"wrote {path}")
 
 

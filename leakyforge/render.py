@@ -3,6 +3,7 @@
 import itertools
 import sys
 from collections.abc import Iterable, Mapping
+from inspect import signature
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 
     from leakyforge.exporter.inspect import OnnxSummary
     from leakyforge.kernels import LayerReport
+    from leakyforge.models import ZooModel
     from leakyforge.runtime import BenchReport, Manifest, ParityReport, ProfileReport
     from leakyforge.runtime.doctor import Finding
     from leakyforge.runtime.manifest import ParityRecord
@@ -36,6 +38,19 @@ def _table(title: str, *columns: str, numbers: Iterable[int] = ()) -> Table:
     for index, column in enumerate(columns):
         table.add_column(column, justify="right" if index in right else "left", overflow="fold")
     return table
+
+
+def print_zoo(models: "Mapping[str, ZooModel]") -> None:
+    """The models that can be exported by name, with their options and defaults."""
+    table = _table("Zoo", "name", "model", "options (--set)")
+    for name, model in models.items():
+        options = (
+            f"{each.name}={each.default}"
+            for each in signature(model.builder).parameters.values()
+            if each.name not in ("batch", "opset")
+        )
+        table.add_row(name, model.description, " ".join(options))
+    stdout().print(table)
 
 
 def print_parity(report: "ParityReport") -> None:

@@ -17,8 +17,8 @@ from leakyforge.runtime.manifest import Manifest
 from leakyforge.runtime.reference import Reference, load_reference, random_feeds
 from leakyforge.runtime.session import Session, check_feeds
 from leakyforge.runtime.tensors import Array, TensorSpec, format_shape
-from leakyforge.runtime.tolerance import Tolerance, tolerance
 from leakyforge.runtime.variants import choose_variants
+from leakyforge.tolerance import Tolerance, tolerance
 
 # Batch sizes that a symbolic dimension takes in turn, so that a kernel's tail is seen.
 _SYMBOL_SIZES = (1, 3, 2, 4)

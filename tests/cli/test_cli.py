@@ -91,7 +91,7 @@ class TestHelp:
         for name, command in cli.cli.commands.items():
             options = {flag for parameter in command.params for flag in parameter.opts}
             example = command.help.partition("Example:")[2]
-            used = set(re.findall(r"(?<=\s)--?[a-z]+", example))
+            used = set(re.findall(r"(?<=\s)--?[a-z-]+", example))
             assert used <= options, name
 
     def test_issue_2s_commands_are_there(self):
@@ -128,6 +128,42 @@ class TestPipeline:
         assert (status, err) == (0, "")
         assert "1 input)" in out
         assert out.endswith("parity: pass\n")
+
+    def test_export_list(self, invoke):
+        from leakyforge.models import ZOO
+
+        status, out, err = invoke("export", "--list")
+        assert (status, err) == (0, "")
+        assert set(re.findall(r"^│ ([\w-]+) ", out, re.MULTILINE)) == set(ZOO)
+        assert re.search(r"mlp +│ perceptron .* │ hidden=512 alpha=0.1 seed=0 ", out)
+
+    def test_export_of_an_onnx_file(self, invoke, tmp_path):
+        first, second = tmp_path / "a.onnx", tmp_path / "b.onnx"
+        assert invoke("export", "mlp", "-o", first, "--set", "hidden=8")[0] == 0
+        assert invoke("export", first, "-o", second) == (0, f"wrote {second}\n", "")
+
+    def test_export_of_weights_for_a_zoo_model(self, invoke, fails, tmp_path):
+        torch = pytest.importorskip("torch", reason="torch is not installed")
+        weights = {
+            "dense1.weight": torch.zeros(8, 784), "dense1.bias": torch.zeros(8),
+            "dense2.weight": torch.zeros(8, 8), "dense2.bias": torch.zeros(8),
+            "logits.weight": torch.zeros(10, 8), "logits.bias": torch.zeros(10),
+        }  # fmt: skip
+        file, output = tmp_path / "w.pth", tmp_path / "m.onnx"
+        torch.save(weights, file)
+        arguments = ["export", file, "-o", output, "--zoo", "mlp", "--batch", "2"]
+        assert invoke(*arguments, "--set", "hidden=8") == (0, f"wrote {output}\n", "")
+        assert "dense1.bias is 8 and should be 512" in fails(*arguments)
+        assert "--zoo NAME" in fails("export", file, "-o", output)
+
+    def test_export_of_torchscript(self, invoke, fails, tmp_path):
+        torch = pytest.importorskip("torch", reason="torch is not installed")
+        file, output = tmp_path / "m.pt", tmp_path / "m.onnx"
+        torch.jit.save(torch.jit.script(torch.nn.LeakyReLU(0.1)), file)
+        arguments = ["export", file, "-o", output]
+        assert "--input-shape input=1x3" in fails(*arguments)
+        status, out, err = invoke(*arguments, "--input-shape", "input=2x3")
+        assert (status, out, err) == (0, f"wrote {output}\n", "")
 
     def test_shape(self, invoke, symbolic_conv, tmp_path):
         model, artifact = symbolic_conv.with_suffix(".onnx"), tmp_path / "fixed.lfa"
@@ -465,6 +501,8 @@ class TestUsage:
             (["export", "digits", "-o", "m.onnx", "--set", "size"], ["'size' is not NAME=VALUE"]),
             (["export", "digits", "-o", "m.onnx", "--set", "batch=2"], ["--set batch=..."]),
             (["export", "digits", "-o", "m.onnx", "--set", "path=2"], ["--set path=..."]),
+            (["export", "digits", "-o", "m.onnx", "--set", "zoo=mlp"], ["--set zoo=..."]),
+            (["export", "m.pt", "-o", "m.onnx", "--input-shape", "x"], ["'x' is not NAME=1x3"]),
         ],
     )
     def test_wrong_usage(self, fails, arguments, words):
@@ -720,6 +758,10 @@ class TestBadInput:
             ["export", "digits", "-o", "m.onnx", "--opset", "12"],
             ["export", "digits", "-o", "m.onnx", "--batch", "0"],
             ["export", "digits", "-o", "m.onnx", "--set", "size=3"],
+            ["export", "digits", "-o", "m.onnx", "--input-shape", "image=1x1x8x8"],
+            ["export", "digits", "-o", "m.onnx", "--weights", "digits.pth"],
+            ["export", "digits", "-o", "m.onnx", "--zoo", "mlp"],
+            ["export", "absent.pt", "-o", "m.onnx"],
             ["export", "yolov3-tiny", "-o", "m.onnx", "--set", "size=large"],
         ],
     )

@@ -1,5 +1,7 @@
 """Export of zoo models and ONNX models: the file, every opset, and every refusal."""
 
+import hashlib
+import importlib.util
 import os
 import subprocess
 import sys
@@ -213,3 +215,97 @@ def test_import_loads_neither_torch_nor_the_compiler():
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )
     assert result.stdout == "[]\n"
+
+
+def test_onnx_file(tmp_path):
+    export("digits", tmp_path / "a.onnx")
+    path = export(tmp_path / "a.onnx", tmp_path / "b.onnx")
+    a, b = onnx.load(tmp_path / "a.onnx"), onnx.load(path)
+    assert a.graph == b.graph
+    facts = {entry.key: entry.value for entry in b.metadata_props}
+    digest = hashlib.sha256((tmp_path / "a.onnx").read_bytes()).hexdigest()
+    assert facts == {
+        "leakyforge.input_range.image": "0,1",
+        "leakyforge.version": facts["leakyforge.version"],
+        "leakyforge.source.kind": "onnx",
+        "leakyforge.source.name": "a.onnx",
+        "leakyforge.source.sha256": digest,
+        "leakyforge.verified": "onnx: nothing to compare with",
+    }
+    # Over itself, by a path in a str.
+    export(str(path), path)
+    assert onnx.load(path).graph == a.graph
+
+
+def test_onnx_file_with_external_data(tmp_path):
+    weight = onnx.numpy_helper.from_array(np.ones((3, 3), np.float32), "w")
+    model = graph_model(helper.make_node("MatMul", ["x", "w"], ["y"]), initializer=[weight])
+    source = tmp_path / "outside.onnx"
+    onnx.save_model(model, source, save_as_external_data=True, location="w.bin", size_threshold=0)
+    path = export(source, tmp_path / "m.onnx")
+    (found,) = onnx.load(path, load_external_data=False).graph.initializer
+    assert np.array_equal(onnx.numpy_helper.to_array(found), np.ones((3, 3)))
+    (tmp_path / "w.bin").unlink()
+    with pytest.raises(ExportError, match=r"external data of .*outside\.onnx cannot be read"):
+        export(source, tmp_path / "m.onnx")
+
+
+def test_truncated_onnx_file(tmp_path):
+    data = export("digits", tmp_path / "a.onnx").read_bytes()
+    (tmp_path / "a.onnx").write_bytes(data[: len(data) // 2])
+    with pytest.raises(ExportError, match=r"a\.onnx is not an ONNX file or is truncated"):
+        export(tmp_path / "a.onnx", tmp_path / "b.onnx")
+
+
+def test_metadata_of_a_zoo_model(tmp_path):
+    model = onnx.load(export("mlp", tmp_path / "m.onnx", hidden=8))
+    facts = {entry.key: entry.value for entry in model.metadata_props}
+    assert facts["leakyforge.source.kind"] == "zoo"
+    assert facts["leakyforge.source.name"] == "mlp"
+    assert facts["leakyforge.verified"] == "zoo: nothing to compare with"
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("absent.onnx", "does not exist"),
+        ("absent/folder", "does not exist"),
+        ("notes.txt", "cannot tell by its name what .*notes.txt is; give .onnx, .pt"),
+        ("net.cfg", r"holds no weights; give their file with weights=FILE \(--weights FILE\)"),
+    ],
+)
+def test_paths_that_are_no_model(name, message, tmp_path):
+    for existing in ("notes.txt", "net.cfg"):
+        (tmp_path / existing).write_text("[net]\n")
+    for given in (tmp_path / name, str(tmp_path / name)):
+        with pytest.raises(ExportError, match=message):
+            export(given, tmp_path / "m.onnx")
+    assert not (tmp_path / "m.onnx").exists()
+
+
+def test_a_zoo_model_wins_over_a_file_of_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mlp").mkdir()
+    export("mlp", "m.onnx", hidden=8)
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("leakyforge.models.darknet") is None,
+    reason="leakyforge.models.darknet is not there yet",
+)
+def test_darknet(tmp_path):
+    (tmp_path / "net.cfg").write_text(
+        "[net]\nchannels=1\nheight=4\nwidth=4\n"
+        "[convolutional]\nfilters=2\nsize=3\nstride=1\npad=1\nactivation=leaky\n"
+    )
+    header, weights = np.array([0, 2, 0, 0, 0], np.int32), np.ones(2 + 2 * 9, np.float32)
+    (tmp_path / "net.weights").write_bytes(header.tobytes() + weights.tobytes())
+    path = export(
+        tmp_path / "net.cfg", tmp_path / "m.onnx", weights=tmp_path / "net.weights", batch=2
+    )
+    model = onnx.load(path)
+    assert [node.op_type for node in model.graph.node] == ["Conv", "LeakyRelu"]
+    facts = {entry.key: entry.value for entry in model.metadata_props}
+    assert facts["leakyforge.source.kind"] == "darknet"
+    digest = hashlib.sha256((tmp_path / "net.weights").read_bytes()).hexdigest()
+    assert facts["leakyforge.weights.sha256"] == digest

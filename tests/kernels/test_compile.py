@@ -34,7 +34,7 @@ def onnxruntime_outputs(model, feeds):
 
 
 def assert_close(actual, desired, roundings):
-    """Within six times the root of the number of roundings, as in `runtime.tolerance`."""
+    """Within six times the root of the number of roundings, as in `leakyforge.tolerance`."""
     assert actual.shape == desired.shape
     assert actual.dtype == desired.dtype
     extent = np.max(np.abs(desired), initial=0.0)

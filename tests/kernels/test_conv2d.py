@@ -24,7 +24,7 @@ from leakyforge.kernels.schedules import NoMatch, match_elementwise
 from leakyforge.runtime import Session
 from leakyforge.runtime.parity import compare
 from leakyforge.runtime.reference import load_reference
-from leakyforge.runtime.tolerance import tolerance
+from leakyforge.tolerance import tolerance
 
 HOST = parse_target("cpu")
 

@@ -18,7 +18,7 @@ from leakyforge.kernels.schedules import match_elementwise
 from leakyforge.runtime import Session
 from leakyforge.runtime.parity import compare
 from leakyforge.runtime.reference import load_reference
-from leakyforge.runtime.tolerance import tolerance
+from leakyforge.tolerance import tolerance
 
 # Operator, input after its batch, output channels, kernel, other attributes.
 CASES = {

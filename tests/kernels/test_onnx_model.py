@@ -10,13 +10,8 @@ from onnx.reference import ReferenceEvaluator
 
 from leakyforge.errors import ModelError, ShapeError
 from leakyforge.exporter import export
-from leakyforge.kernels.onnx_model import (
-    fix_shapes,
-    fold,
-    graph_inputs,
-    load_onnx,
-    value_shape,
-)
+from leakyforge.exporter.shapes import value_shape
+from leakyforge.kernels.onnx_model import fix_shapes, fold, graph_inputs, load_onnx
 
 
 def operators(proto):

@@ -16,7 +16,7 @@ from leakyforge.kernels.strassen import (
     strassen_config,
     strassen_weights,
 )
-from leakyforge.runtime.tolerance import tolerance
+from leakyforge.tolerance import tolerance
 
 HOST = parse_target("cpu")
 PRODUCT = Conv2dShape(

@@ -15,7 +15,7 @@ from leakyforge.kernels.winograd1d import (
     transform_weights1d,
     winograd1d_config,
 )
-from leakyforge.runtime.tolerance import tolerance
+from leakyforge.tolerance import tolerance
 
 HOST = parse_target("cpu")
 ROW = Conv2dShape(

@@ -7,7 +7,7 @@ from onnx import numpy_helper
 
 from leakyforge.errors import ExportError
 from leakyforge.models import build
-from leakyforge.runtime.tolerance import LAMBDA
+from leakyforge.tolerance import LAMBDA
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
 functional = torch.nn.functional

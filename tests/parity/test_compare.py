@@ -9,7 +9,7 @@ import pytest
 
 from leakyforge.runtime.parity import ParityReport, compare, compare_outputs, max_ulp
 from leakyforge.runtime.tensors import TensorSpec
-from leakyforge.runtime.tolerance import (
+from leakyforge.tolerance import (
     LARGEST_SHARE_OF_RANGE,
     UNIT_ROUNDOFF,
     Tolerance,

@@ -7,8 +7,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from leakyforge.kernels.rounding import node_steps, rounding_steps
-from leakyforge.runtime.tolerance import LAMBDA, UNIT_ROUNDOFF, tolerance
+from leakyforge.exporter.rounding import node_steps, rounding_steps
+from leakyforge.tolerance import LAMBDA, UNIT_ROUNDOFF, tolerance
 
 _TRANSCENDENTAL = 16
 

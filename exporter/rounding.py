@@ -11,8 +11,9 @@ from collections.abc import Mapping
 
 import onnx
 
-from leakyforge.kernels.onnx_model import value_shape
-from leakyforge.runtime.tensors import Shape
+from leakyforge.exporter.shapes import value_shape
+
+Shape = tuple[int | str, ...]
 
 # Results that are exact: they move, choose or compare values. LeakyRelu is one of them here
 # because its single multiplication is the same in the reference, to the last bit.
