@@ -31,6 +31,7 @@ from leakyforge.kernels.pipeline import (
 )
 from leakyforge.kernels.rounding import rounding_steps
 from leakyforge.kernels.target import CpuTarget, parse_targets
+from leakyforge.opsets import OLDEST_OF_ONNXRUNTIME, at_least
 from leakyforge.pins import TVM_PINS
 from leakyforge.runtime.artifact import (
     SUFFIX,
@@ -59,6 +60,8 @@ STAGES = (
 
 
 PRECISIONS = ("default", "strict")
+# What TVM's front end and onnxscript's folding take as it is; older models are raised to it.
+_OLDEST_OPSET = 13
 
 
 def compile(
@@ -113,7 +116,7 @@ def compile(
     check_destination(path)
     proto = fix_shapes(model.proto, shapes or {})
     on_stage("fold")
-    folded = fold(proto)
+    folded = fold(at_least(proto, _OLDEST_OPSET))
     on_stage("import")
     imported = import_onnx(folded)
     unmeasured = _unmeasured(target, measure)
@@ -134,7 +137,7 @@ def compile(
         members |= parts
     on_stage("reference")
     inputs = _input_specs(proto, module)
-    reference = load_reference(proto)
+    reference = load_reference(at_least(proto, OLDEST_OF_ONNXRUNTIME))
     feeds = random_feeds(inputs, seed)
     desired = reference.run(feeds)
     manifest = Manifest(

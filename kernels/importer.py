@@ -69,6 +69,7 @@ def import_onnx(proto: onnx.ModelProto) -> tvm.IRModule:
     """
     _check_operators(proto)
     named = _name_symbols(proto)
+    _omit_empty_scales(named)
     with _our_converters(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -117,6 +118,19 @@ def _name_symbols(proto: onnx.ModelProto) -> onnx.ModelProto:
             if not dim.HasField("dim_value") and not dim.dim_param:
                 dim.dim_param = f"{value.name}_dim{axis}"
     return named
+
+
+def _omit_empty_scales(named: onnx.ModelProto) -> None:
+    """Omit inputs of Resize that hold nothing, as exporters write them: the front end counts them.
+
+    With opset 11 they had to be there: scales of no elements meant that sizes apply.
+    """
+    empty = {tensor.name for tensor in named.graph.initializer if 0 in tensor.dims}
+    for node in named.graph.node:
+        if node.op_type == "Constant" and 0 in node.attribute[0].t.dims:
+            empty.add(node.output[0])
+        if node.op_type == "Resize":
+            node.input[:] = ["" if name in empty else name for name in node.input]
 
 
 def _static_shapes(proto: onnx.ModelProto) -> dict[str, list[int]]:

@@ -22,7 +22,14 @@ ALLOWED = {
     "leakyforge": {"models", "exporter", "runtime", "kernels"},
 }
 # Modules of the package itself that every room may import: they import no room.
-COMMON = {"leakyforge.errors", "leakyforge.files", "leakyforge.lazy", "leakyforge.pins"}
+COMMON = {
+    "leakyforge.errors",
+    "leakyforge.files",
+    "leakyforge.lazy",
+    "leakyforge.onnx_graph",
+    "leakyforge.opsets",
+    "leakyforge.pins",
+}
 ROOM_NAMES = {"models", "exporter", "runtime", "kernels"}
 # Packages that a machine which only runs artifacts need not have.
 COMPILING = {"onnx", "onnxruntime", "onnxscript", "onnx_ir", "torch", "tvm", "sklearn", "openvino"}
