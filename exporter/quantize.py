@@ -61,12 +61,12 @@ def quantize_qdq(model: onnx.ModelProto, feeds: Sequence[Feeds]) -> onnx.ModelPr
         raise ExportError("quantisation needs at least one input to calibrate with; give feeds")
     if is_large(model):
         check_bytes(sum(map(weight_bytes, model.graph.initializer)))
-    # It moves the weights of what it is given into a file.
-    source = onnx.ModelProto()
-    source.CopyFrom(model)
     with tempfile.TemporaryDirectory(prefix="leakyforge-") as name, _quiet():
-        prepared, quantised = Path(name) / "prepared.onnx", Path(name) / "quantised.onnx"
+        folder = Path(name)
+        source, prepared, quantised = (folder / f"{step}.onnx" for step in range(3))
+        source.write_bytes(model.SerializeToString())
         try:
+            # A path: of a model in memory it moves the weights into a file and fails on them.
             quant_pre_process(source, prepared, skip_symbolic_shape=True)
             graph = onnx.load(prepared)
             _keep_standard_domains(graph)
@@ -89,7 +89,7 @@ def quantize_qdq(model: onnx.ModelProto, feeds: Sequence[Feeds]) -> onnx.ModelPr
     return result
 
 
-def calibration_feeds(model: onnx.ModelProto, samples: int = 16, seed: int = 0) -> list[Feeds]:
+def calibration_feeds(model: onnx.ModelProto, samples: int = 64, seed: int = 0) -> list[Feeds]:
     """Seeded random inputs, uniform in the range that the model's metadata declares.
 
     Without a range (`leakyforge.input_range.NAME` = `LOW,HIGH`) they are standard normal. Real

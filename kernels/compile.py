@@ -29,7 +29,7 @@ from leakyforge.kernels.pipeline import (
     lower_to_vm,
     schedule,
 )
-from leakyforge.kernels.rounding import rounding_steps
+from leakyforge.kernels.rounding import quantisations, rounding_steps
 from leakyforge.kernels.target import CpuTarget, parse_targets
 from leakyforge.opsets import OLDEST_OF_ONNXRUNTIME, at_least
 from leakyforge.pins import TVM_PINS
@@ -136,7 +136,9 @@ def compile(
         variants.append(variant)
         members |= parts
     on_stage("reference")
-    inputs = _input_specs(proto, module)
+    inputs, outputs = _input_specs(proto, module), _output_specs(folded, module)
+    # Each holds the weights once more, and the reference needs as much again.
+    del folded, imported, module, weights
     reference = load_reference(at_least(proto, OLDEST_OF_ONNXRUNTIME))
     feeds = random_feeds(inputs, seed)
     desired = reference.run(feeds)
@@ -145,7 +147,7 @@ def compile(
         onnx_sha256=model.sha256,
         onnx_path=None if model.path is None else str(model.path),
         inputs=inputs,
-        outputs=_output_specs(folded, module),
+        outputs=outputs,
         machine=targets[0].machine,
         reference=f"{reference.name}, seed {seed}",
         versions=dict(TVM_PINS),
@@ -272,12 +274,12 @@ def _input_range(name: str, text: str | None) -> tuple[float | None, float | Non
 
 def _output_specs(folded: onnx.ModelProto, module: tvm.IRModule) -> tuple[TensorSpec, ...]:
     """Outputs under their ONNX names, with the shapes that TVM inferred."""
-    steps = rounding_steps(folded)
+    steps, quantised = rounding_steps(folded), quantisations(folded)
     names = [value.name for value in folded.graph.output]
     result = module["main"].ret_ty
     types = [result] if len(names) == 1 else list(result.fields)
     return tuple(
-        _spec(name, kind, rounding_steps=steps[name])
+        _spec(name, kind, rounding_steps=steps[name], quantisations=quantised[name])
         for name, kind in zip(names, types, strict=True)
     )
 

@@ -2,7 +2,7 @@
 
 import contextlib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, ClassVar
 
 import onnx
@@ -99,14 +99,18 @@ def _our_converters() -> Iterator[None]:
 
 def _check_operators(proto: onnx.ModelProto) -> None:
     """Refuse a graph with operators that the front end has no converter for."""
-    known = onnx_frontend._get_convert_map().keys() | _BUILT_IN
     for node in proto.graph.node:
-        if node.domain not in _STANDARD_DOMAINS or node.op_type not in known:
-            domain = f"{node.domain}." if node.domain not in _STANDARD_DOMAINS else ""
+        domain = f"{node.domain}." if node.domain not in _STANDARD_DOMAINS else ""
+        if unsupported_operators([f"{domain}{node.op_type}"]):
             raise UnsupportedOperatorError(
                 f"operator {domain}{node.op_type} (node {node.name or node.output[0]!r}) is not "
                 "supported by the compiler; replace it in the model or cut the graph before it"
             )
+
+
+def unsupported_operators(names: Iterable[str]) -> list[str]:
+    """Those that the front end has no converter for, sorted; a foreign one is `domain.Operator`."""
+    return sorted(set(names) - onnx_frontend._get_convert_map().keys() - _BUILT_IN)
 
 
 def _name_symbols(proto: onnx.ModelProto) -> onnx.ModelProto:

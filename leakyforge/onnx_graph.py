@@ -29,7 +29,7 @@ def light_copy(model: "onnx.ModelProto") -> "onnx.ModelProto":
     _copy_fields(model.graph, light.graph, "initializer")
     listed = {value.name for value in model.graph.input}
     for tensor in model.graph.initializer:
-        if weight_bytes(tensor) <= _SMALL:
+        if is_small(tensor):
             light.graph.initializer.append(tensor)
         elif tensor.name not in listed:
             light.graph.input.append(
@@ -41,7 +41,7 @@ def light_copy(model: "onnx.ModelProto") -> "onnx.ModelProto":
 def restore_weights(light: "onnx.ModelProto", model: "onnx.ModelProto") -> None:
     """Give a light copy, or what a pass made of it, the weights of its model."""
     kept = {tensor.name for tensor in light.graph.initializer}
-    weights = [tensor for tensor in model.graph.initializer if weight_bytes(tensor) > _SMALL]
+    weights = [tensor for tensor in model.graph.initializer if not is_small(tensor)]
     light.graph.initializer.extend(tensor for tensor in weights if tensor.name not in kept)
     names = {tensor.name for tensor in light.graph.initializer}
     inputs = [value for value in light.graph.input if value.name not in names]
@@ -61,7 +61,7 @@ def external_copy(
     import onnx
 
     external = light_copy(model)
-    weights = [tensor for tensor in model.graph.initializer if weight_bytes(tensor) > _SMALL]
+    weights = [tensor for tensor in model.graph.initializer if not is_small(tensor)]
     shells, offset = [], 0
     for tensor in weights:
         shell = onnx.TensorProto(
@@ -96,34 +96,54 @@ def save_onnx(model: "onnx.ModelProto", path: Path) -> None:
     path.write_bytes(external.SerializeToString())
 
 
+def is_small(tensor: "onnx.TensorProto") -> bool:
+    """Whether a tensor stays in a light copy."""
+    return weight_bytes(tensor) <= _SMALL
+
+
 def is_large(model: "onnx.ModelProto") -> bool:
     """Whether a model's weights are more than protobuf serialises."""
     return sum(map(weight_bytes, model.graph.initializer)) > MAX_WEIGHT_BYTES
 
 
 def weight_bytes(tensor: "onnx.TensorProto") -> int:
-    """Bytes of a tensor's elements, wherever they are; 8 for each text."""
+    """Bytes of a tensor's elements, wherever they are."""
+    return element_bytes(int(math.prod(tensor.dims)), tensor.data_type)
+
+
+def element_bytes(count: int, kind: int) -> int:
+    """Bytes of a number of elements of an ONNX type; 8 for each text."""
     from onnx import TensorProto, helper
 
-    size = int(math.prod(tensor.dims))
-    if tensor.data_type in (TensorProto.STRING, TensorProto.UNDEFINED):
-        return 8 * size
-    if TensorProto.DataType.Name(tensor.data_type) in _PACKED:
-        return (size + 1) // 2
-    return int(size * helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize)
+    if kind in (TensorProto.STRING, TensorProto.UNDEFINED):
+        return 8 * count
+    if TensorProto.DataType.Name(kind) in _PACKED:
+        return (count + 1) // 2
+    return int(count * helper.tensor_dtype_to_np_dtype(kind).itemsize)
 
 
 def value_shapes(model: "onnx.ModelProto") -> dict[str, tuple[int, ...]]:
     """Shape of every value that ONNX's shape inference knows, weights too; symbols count as 1."""
+    shapes = {name: shape for name, (shape, _) in value_types(model).items()}
+    return shapes | {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
+
+
+def value_types(model: "onnx.ModelProto") -> dict[str, tuple[tuple[int, ...], int]]:
+    """Shape and ONNX element type of every value that shape inference knows, without weights.
+
+    Symbols count as 1.
+    """
     import onnx
 
     graph = onnx.shape_inference.infer_shapes(light_copy(model), data_prop=True).graph
-    shapes: dict[str, tuple[int, ...]] = {}
+    weights = {tensor.name for tensor in model.graph.initializer}
+    types: dict[str, tuple[tuple[int, ...], int]] = {}
     for value in (*graph.input, *graph.value_info, *graph.output):
         tensor = value.type.tensor_type
-        if tensor.HasField("shape"):
-            shapes[value.name] = tuple(dim.dim_value or 1 for dim in tensor.shape.dim)
-    return shapes | {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
+        if tensor.HasField("shape") and value.name not in weights:
+            shape = tuple(dim.dim_value or 1 for dim in tensor.shape.dim)
+            types[value.name] = shape, tensor.elem_type
+    return types
 
 
 def model_flops(model: "onnx.ModelProto") -> int:

@@ -258,7 +258,7 @@ def compare_outputs(
     """Compare every output over all samples; the row of an output is its worst sample."""
     rows = []
     for spec in specs:
-        limits = tolerance(spec.dtype, spec.rounding_steps)
+        limits = tolerance(spec.dtype, spec.rounding_steps, spec.quantisations)
         samples = [
             compare(spec.name, ours[spec.name], theirs[spec.name], limits, reference)
             for ours, theirs in zip(actual, desired, strict=True)
