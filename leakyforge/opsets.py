@@ -1,8 +1,9 @@
 """Versions of ONNX's operator set: which are read, and how an older model is raised.
 
 The conversion is onnx's own version converter. Four things that it does wrong or lets pass are
-put right here: slopes of PRelu before opset 7, BatchNormalization in training mode, the coordinates
-of Upsample and of Resize before opset 11, and intermediate types that it leaves undefined.
+put right here: operands that broadcast along an axis before opset 7, BatchNormalization in training
+mode, the coordinates of Upsample and of Resize before opset 11, and intermediate types that it
+leaves undefined.
 onnx is imported when it is first used: a machine that only runs artifacts has none.
 """
 
@@ -20,6 +21,9 @@ OLDEST_OF_ONNXRUNTIME = 7
 _STANDARD_DOMAINS = ("", "ai.onnx")
 # From here on, operands broadcast as in numpy, and BatchNormalization has no training mode.
 _NUMPY_BROADCAST = 7
+_WITH_BROADCAST_AXIS = frozenset(
+    ("Add", "And", "Div", "Equal", "Greater", "Less", "Mul", "Or", "PRelu", "Pow", "Sub", "Xor")
+)
 # From here on, Resize says how it maps coordinates.
 _RESIZE_COORDINATES = 11
 
@@ -86,7 +90,7 @@ def to_opset(model: "onnx.ModelProto", version: int) -> "onnx.ModelProto":
     light = light_copy(model)
     if opset < _NUMPY_BROADCAST <= version:
         _check_inference(light)
-        _align_slopes(light)
+        _align_operands(light)
     try:
         converted = version_converter.convert_version(light, version)
     except Exception as error:
@@ -153,24 +157,36 @@ def _check_inference(model: "onnx.ModelProto") -> None:
             )
 
 
-def _align_slopes(model: "onnx.ModelProto") -> None:
-    """Give slopes of PRelu, one a channel, the shape that later opsets broadcast."""
-    import onnx
+def _align_operands(model: "onnx.ModelProto") -> None:
+    """Give second operands that begin at an axis of the first the shape that numpy broadcasts.
+
+    Before opset 7 the axis was an attribute, and for the slopes of PRelu always the channels.
+    """
+    from onnx import helper
 
     shapes = value_shapes(model)
-    nodes = list(model.graph.node)
-    for position, node in reversed(list(enumerate(nodes))):
-        if node.op_type != "PRelu":
+    for position, node in reversed(list(enumerate(model.graph.node))):
+        axis = next((item.i for item in node.attribute if item.name == "axis"), None)
+        if node.op_type == "PRelu":
+            axis = 1
+        if axis is None or node.op_type not in _WITH_BROADCAST_AXIS:
             continue
-        rank, slope = len(shapes.get(node.input[0], ())), shapes.get(node.input[1], ())
-        if len(slope) != 1 or slope == (1,) or rank < 3:
-            continue
-        aligned = f"{node.output[0]}_slope"
-        unsqueeze = onnx.helper.make_node(
-            "Unsqueeze", [node.input[1]], [aligned], axes=list(range(1, rank - 1))
-        )
-        node.input[1] = aligned
-        model.graph.node.insert(position, unsqueeze)
+        kept = [item for item in node.attribute if item.name != "axis"]
+        del node.attribute[:]
+        node.attribute.extend(kept)
+        if any(name not in shapes for name in node.input):
+            raise ModelError(
+                f"operator {node.op_type} (node {_name(node)!r}) of opset 6 broadcasts operands of "
+                "unknown shape; export the model at opset 13"
+            )
+        first, second = (shapes[name] for name in node.input)
+        behind = len(first) - (axis + len(first) if axis < 0 else axis) - len(second)
+        if behind > 0 and second != (1,):
+            aligned = f"{node.output[0]}_{node.input[1]}"
+            axes = list(range(len(second), len(second) + behind))
+            unsqueeze = helper.make_node("Unsqueeze", [node.input[1]], [aligned], axes=axes)
+            node.input[1] = aligned
+            model.graph.node.insert(position, unsqueeze)
 
 
 def _say_coordinates(model: "onnx.ModelProto") -> None:
