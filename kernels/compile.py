@@ -14,6 +14,7 @@ from leakyforge.errors import CompileError, LeakyforgeError, ModelError, ShapeEr
 from leakyforge.kernels.elementary import our_elementary_functions
 from leakyforge.kernels.explain import LayerReport, report_layers
 from leakyforge.kernels.flops import kernel_record
+from leakyforge.kernels.half import add_up_in_float32
 from leakyforge.kernels.importer import import_onnx
 from leakyforge.kernels.link import export_library
 from leakyforge.kernels.onnx_model import (
@@ -118,7 +119,7 @@ def compile(
     on_stage("fold")
     folded = fold(at_least(proto, _OLDEST_OPSET))
     on_stage("import")
-    imported = import_onnx(folded)
+    imported = import_onnx(add_up_in_float32(folded))
     unmeasured = _unmeasured(target, measure)
     variants: list[Variant] = []
     members: dict[str, bytes] = {}

@@ -11,6 +11,7 @@ from tvm import relax
 from tvm.relax.frontend.onnx import from_onnx, onnx_frontend
 
 from leakyforge.errors import ModelError, UnsupportedOperatorError
+from leakyforge.kernels.half import layer_name
 from leakyforge.kernels.onnx_model import graph_inputs, value_shape
 
 _STANDARD_DOMAINS = ("", "ai.onnx")
@@ -81,7 +82,9 @@ def import_onnx(proto: onnx.ModelProto) -> tvm.IRModule:
     if len(module["main"].params) != len(graph_inputs(proto)):
         raise ModelError(f"TVM's ONNX front end changed the inputs of graph {proto.graph.name!r}")
     # The front end keeps no name.
-    names = [node.output[0] for node in named.graph.node if node.op_type in _WITH_WEIGHTS]
+    names = [
+        layer_name(node.output[0]) for node in named.graph.node if node.op_type in _WITH_WEIGHTS
+    ]
     module["main"] = module["main"].with_attr(LAYER_NAMES, names)
     return module
 
