@@ -1,14 +1,27 @@
 """What is inside an ONNX file, as far as this project cares."""
 
+import contextlib
+import math
 from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import onnx
+import onnx.inliner
 from google.protobuf.message import DecodeError
+from onnx.external_data_helper import load_external_data_for_tensor, uses_external_data
 
 from leakyforge.errors import ModelError
+from leakyforge.exporter.check import ONNX_DOMAINS
+from leakyforge.onnx_graph import (
+    element_bytes,
+    external_copy,
+    is_small,
+    model_flops,
+    value_types,
+    weight_bytes,
+)
 
 
 @dataclass(frozen=True)
@@ -21,9 +34,17 @@ class OnnxSummary:
         opsets: version of each operator domain.
         inputs: name to type and shape.
         outputs: name to type and shape.
-        operators: how often each operator occurs.
+        operators: how often each operator occurs, after the model's own functions are inlined.
         alphas: alpha of each LeakyRelu, by node name.
         parameters: number of weights.
+        flops: operations of convolutions and products, two for each multiplication.
+        weight_bytes: of all weights.
+        activation_bytes: of the results of all nodes, as if none shared its memory.
+        largest_activation: name of the largest of them, empty where no shape is known.
+        largest_activation_bytes: its bytes.
+        unsupported: operators that the compiler lacks; None where it was not asked.
+
+    Symbolic sizes count as 1.
     """
 
     path: str
@@ -34,6 +55,12 @@ class OnnxSummary:
     operators: dict[str, int]
     alphas: dict[str, float]
     parameters: int
+    flops: int
+    weight_bytes: int
+    activation_bytes: int
+    largest_activation: str
+    largest_activation_bytes: int
+    unsupported: list[str] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The summary as plain values, for JSON."""
@@ -41,7 +68,7 @@ class OnnxSummary:
 
 
 def inspect_onnx(path: str | Path) -> OnnxSummary:
-    """Summarise an ONNX file; its external data are not read.
+    """Summarise an ONNX file; of its external data only shapes, axes and the like are read.
 
     Raises:
         ModelError: the file is absent, is a directory, or is not ONNX.
@@ -58,6 +85,18 @@ def inspect_onnx(path: str | Path) -> OnnxSummary:
     graph = proto.graph
     if not graph.node:
         raise ModelError(f"{path} holds no ONNX graph")
+    _read_small(proto, path.parent)
+    if proto.functions:
+        # Only without the weights does the inliner take a model of any size.
+        proto = onnx.inliner.inline_local_functions(external_copy(proto, "weights")[0])
+        graph = proto.graph
+    results = {name for node in graph.node for name in node.output}
+    activations = {
+        name: element_bytes(math.prod(shape), kind)
+        for name, (shape, kind) in value_types(proto).items()
+        if name in results
+    }
+    largest = max(activations, key=activations.__getitem__, default="")
     constants = {tensor.name for tensor in graph.initializer}
     return OnnxSummary(
         path=str(path),
@@ -65,7 +104,7 @@ def inspect_onnx(path: str | Path) -> OnnxSummary:
         opsets={entry.domain or "ai.onnx": entry.version for entry in proto.opset_import},
         inputs={value.name: _type(value) for value in graph.input if value.name not in constants},
         outputs={value.name: _type(value) for value in graph.output},
-        operators=dict(Counter(node.op_type for node in graph.node).most_common()),
+        operators=dict(Counter(map(_operator, graph.node)).most_common()),
         alphas={
             node.name or node.output[0]: next(
                 (float(item.f) for item in node.attribute if item.name == "alpha"), 0.01
@@ -73,15 +112,26 @@ def inspect_onnx(path: str | Path) -> OnnxSummary:
             for node in graph.node
             if node.op_type == "LeakyRelu"
         },
-        parameters=sum(_size(tensor) for tensor in graph.initializer),
+        parameters=sum(math.prod(tensor.dims) for tensor in graph.initializer),
+        flops=model_flops(proto),
+        weight_bytes=sum(map(weight_bytes, graph.initializer)),
+        activation_bytes=sum(activations.values()),
+        largest_activation=largest,
+        largest_activation_bytes=activations.get(largest, 0),
     )
 
 
-def _size(tensor: onnx.TensorProto) -> int:
-    size = 1
-    for dim in tensor.dims:
-        size *= dim
-    return size
+def _read_small(proto: onnx.ModelProto, folder: Path) -> None:
+    """Read the tensors in other files that shape inference needs; one that is absent stays out."""
+    for tensor in proto.graph.initializer:
+        if uses_external_data(tensor) and is_small(tensor):
+            with contextlib.suppress(OSError, ValueError, onnx.checker.ValidationError):
+                load_external_data_for_tensor(tensor, str(folder))
+
+
+def _operator(node: onnx.NodeProto) -> str:
+    """Name of a node's operator, after its domain where that is not ONNX's own."""
+    return node.op_type if node.domain in ONNX_DOMAINS else f"{node.domain}.{node.op_type}"
 
 
 def _type(value: onnx.ValueInfoProto) -> str:

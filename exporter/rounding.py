@@ -7,7 +7,7 @@ takes the square root.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import onnx
 
@@ -26,7 +26,11 @@ _EXACT = frozenset(
     Squeeze Tile TopK Transpose Trilu Unsqueeze Where Xor
     """.split()  # noqa: SIM905 - a list of eighty quoted words is harder to read
 )
-_ONE_ROUNDING = frozenset(("Add", "Cast", "Div", "Mul", "PRelu", "Reciprocal", "Sqrt", "Sub"))
+_ONE_ROUNDING = frozenset(
+    """
+    Add Cast DequantizeLinear Div Mul PRelu QuantizeLinear Reciprocal Sqrt Sub
+    """.split()  # noqa: SIM905 - like the list above
+)
 # A library's exp or tanh may be off by up to four ULP, here and in the reference.
 _TRANSCENDENTAL = 4**2
 # The reduction length where shapes do not tell.
@@ -40,7 +44,6 @@ def rounding_steps(proto: onnx.ModelProto) -> dict[str, int]:
         value.name: value_shape(value) for value in (*graph.input, *graph.value_info, *graph.output)
     }
     shapes |= {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
-    producers = {name: node for node in graph.node for name in node.output}
     low_precision = {
         value.name
         for value in (*graph.input, *graph.value_info)
@@ -48,19 +51,38 @@ def rounding_steps(proto: onnx.ModelProto) -> dict[str, int]:
     }
     steps = {}
     for output in graph.output:
-        total, pending, seen = 0, [output.name], set()
-        while pending:
-            node = producers.get(pending.pop())
-            if node is None or node.output[0] in seen:
-                continue
-            seen.add(node.output[0])
+        total = 0
+        for node in _above(graph, output.name):
             total += node_steps(node, shapes)
             if node.op_type == "LeakyRelu" and node.input[0] in low_precision:
                 # The reference rounds alpha and the product to bfloat16, ours only the result.
                 total += 2
-            pending += node.input
         steps[output.name] = total
     return steps
+
+
+def quantisations(proto: onnx.ModelProto) -> dict[str, int]:
+    """Roundings to 8 bits above each output, by output name."""
+    return {
+        output.name: sum(
+            node.op_type in ("QuantizeLinear", "DynamicQuantizeLinear")
+            for node in _above(proto.graph, output.name)
+        )
+        for output in proto.graph.output
+    }
+
+
+def _above(graph: onnx.GraphProto, output: str) -> Iterator[onnx.NodeProto]:
+    """Every node that an output depends on, once."""
+    producers = {name: node for node in graph.node for name in node.output}
+    pending, seen = [output], set()
+    while pending:
+        node = producers.get(pending.pop())
+        if node is None or node.output[0] in seen:
+            continue
+        seen.add(node.output[0])
+        yield node
+        pending += node.input
 
 
 def node_steps(node: onnx.NodeProto, shapes: Mapping[str, Shape | None]) -> int:

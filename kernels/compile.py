@@ -11,11 +11,12 @@ import tvm
 from tvm import relax
 
 from leakyforge.errors import CompileError, LeakyforgeError, ModelError, ShapeError
-from leakyforge.exporter.rounding import rounding_steps
+from leakyforge.exporter.rounding import quantisations, rounding_steps
 from leakyforge.kernels.elementary import our_elementary_functions
 from leakyforge.kernels.explain import LayerReport, report_layers
 from leakyforge.kernels.flops import kernel_record
 from leakyforge.kernels.gpu import GpuTarget, build_plan, parse_gpu_target, schedule_gpu
+from leakyforge.kernels.half import add_up_in_float32
 from leakyforge.kernels.importer import import_onnx
 from leakyforge.kernels.link import export_library
 from leakyforge.kernels.onnx_model import (
@@ -33,6 +34,7 @@ from leakyforge.kernels.pipeline import (
     schedule,
 )
 from leakyforge.kernels.target import CpuTarget, parse_targets
+from leakyforge.opsets import OLDEST_OF_ONNXRUNTIME, at_least
 from leakyforge.pins import TVM_PINS
 from leakyforge.runtime.artifact import (
     SUFFIX,
@@ -61,6 +63,8 @@ STAGES = (
 
 
 PRECISIONS = ("default", "strict")
+# What TVM's front end and onnxscript's folding take as it is; older models are raised to it.
+_OLDEST_OPSET = 13
 
 
 def compile(
@@ -116,9 +120,9 @@ def compile(
     check_destination(path)
     proto = fix_shapes(model.proto, shapes or {})
     on_stage("fold")
-    folded = fold(proto)
+    folded = fold(at_least(proto, _OLDEST_OPSET))
     on_stage("import")
-    imported = import_onnx(folded)
+    imported = import_onnx(add_up_in_float32(folded))
     unmeasured = _unmeasured(target, measure)
     variants: list[Variant] = []
     members: dict[str, bytes] = {}
@@ -139,8 +143,10 @@ def compile(
         variants.append(variant)
         members |= parts
     on_stage("reference")
-    inputs = _input_specs(proto, module)
-    reference = load_reference(proto)
+    inputs, outputs = _input_specs(proto, module), _output_specs(folded, module)
+    # Each holds the weights once more, and the reference needs as much again.
+    del folded, imported, module, weights
+    reference = load_reference(at_least(proto, OLDEST_OF_ONNXRUNTIME))
     feeds = random_feeds(inputs, seed)
     desired = reference.run(feeds)
     manifest = Manifest(
@@ -148,7 +154,7 @@ def compile(
         onnx_sha256=model.sha256,
         onnx_path=None if model.path is None else str(model.path),
         inputs=inputs,
-        outputs=_output_specs(folded, module),
+        outputs=outputs,
         machine=targets[0].machine,
         reference=f"{reference.name}, seed {seed}",
         versions=dict(TVM_PINS),
@@ -302,12 +308,12 @@ def _input_range(name: str, text: str | None) -> tuple[float | None, float | Non
 
 def _output_specs(folded: onnx.ModelProto, module: tvm.IRModule) -> tuple[TensorSpec, ...]:
     """Outputs under their ONNX names, with the shapes that TVM inferred."""
-    steps = rounding_steps(folded)
+    steps, quantised = rounding_steps(folded), quantisations(folded)
     names = [value.name for value in folded.graph.output]
     result = module["main"].ret_ty
     types = [result] if len(names) == 1 else list(result.fields)
     return tuple(
-        _spec(name, kind, rounding_steps=steps[name])
+        _spec(name, kind, rounding_steps=steps[name], quantisations=quantised[name])
         for name, kind in zip(names, types, strict=True)
     )
 

@@ -2,7 +2,7 @@
 
 import contextlib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, ClassVar
 
 import onnx
@@ -12,6 +12,7 @@ from tvm.relax.frontend.onnx import from_onnx, onnx_frontend
 
 from leakyforge.errors import ModelError, UnsupportedOperatorError
 from leakyforge.exporter.shapes import value_shape
+from leakyforge.kernels.half import layer_name
 from leakyforge.kernels.onnx_model import graph_inputs
 
 _STANDARD_DOMAINS = ("", "ai.onnx")
@@ -70,6 +71,7 @@ def import_onnx(proto: onnx.ModelProto) -> tvm.IRModule:
     """
     _check_operators(proto)
     named = _name_symbols(proto)
+    _omit_empty_scales(named)
     with _our_converters(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -81,7 +83,9 @@ def import_onnx(proto: onnx.ModelProto) -> tvm.IRModule:
     if len(module["main"].params) != len(graph_inputs(proto)):
         raise ModelError(f"TVM's ONNX front end changed the inputs of graph {proto.graph.name!r}")
     # The front end keeps no name.
-    names = [node.output[0] for node in named.graph.node if node.op_type in _WITH_WEIGHTS]
+    names = [
+        layer_name(node.output[0]) for node in named.graph.node if node.op_type in _WITH_WEIGHTS
+    ]
     module["main"] = module["main"].with_attr(LAYER_NAMES, names)
     return module
 
@@ -99,14 +103,18 @@ def _our_converters() -> Iterator[None]:
 
 def _check_operators(proto: onnx.ModelProto) -> None:
     """Refuse a graph with operators that the front end has no converter for."""
-    known = onnx_frontend._get_convert_map().keys() | _BUILT_IN
     for node in proto.graph.node:
-        if node.domain not in _STANDARD_DOMAINS or node.op_type not in known:
-            domain = f"{node.domain}." if node.domain not in _STANDARD_DOMAINS else ""
+        domain = f"{node.domain}." if node.domain not in _STANDARD_DOMAINS else ""
+        if unsupported_operators([f"{domain}{node.op_type}"]):
             raise UnsupportedOperatorError(
                 f"operator {domain}{node.op_type} (node {node.name or node.output[0]!r}) is not "
                 "supported by the compiler; replace it in the model or cut the graph before it"
             )
+
+
+def unsupported_operators(names: Iterable[str]) -> list[str]:
+    """Those that the front end has no converter for, sorted; a foreign one is `domain.Operator`."""
+    return sorted(set(names) - onnx_frontend._get_convert_map().keys() - _BUILT_IN)
 
 
 def _name_symbols(proto: onnx.ModelProto) -> onnx.ModelProto:
@@ -118,6 +126,19 @@ def _name_symbols(proto: onnx.ModelProto) -> onnx.ModelProto:
             if not dim.HasField("dim_value") and not dim.dim_param:
                 dim.dim_param = f"{value.name}_dim{axis}"
     return named
+
+
+def _omit_empty_scales(named: onnx.ModelProto) -> None:
+    """Omit inputs of Resize that hold nothing, as exporters write them: the front end counts them.
+
+    With opset 11 they had to be there: scales of no elements meant that sizes apply.
+    """
+    empty = {tensor.name for tensor in named.graph.initializer if 0 in tensor.dims}
+    for node in named.graph.node:
+        if node.op_type == "Constant" and 0 in node.attribute[0].t.dims:
+            empty.add(node.output[0])
+        if node.op_type == "Resize":
+            node.input[:] = ["" if name in empty else name for name in node.input]
 
 
 def _static_shapes(proto: onnx.ModelProto) -> dict[str, list[int]]:

@@ -5,7 +5,6 @@ BatchNormalization into Conv, Pad into Conv) because TVM's front end refuses com
 scales and axes, and `Constant` nodes that carry a `value_float`.
 """
 
-import copy
 import hashlib
 import logging
 from collections.abc import Mapping
@@ -17,6 +16,8 @@ from onnxscript import ir, optimizer
 
 from leakyforge.errors import ModelError, ShapeError
 from leakyforge.exporter.shapes import value_shape
+from leakyforge.onnx_graph import is_large, light_copy, restore_weights
+from leakyforge.opsets import check_opset
 from leakyforge.runtime.reference import one_line
 from leakyforge.runtime.source import read_onnx
 from leakyforge.runtime.tensors import Shape, format_shape
@@ -43,9 +44,15 @@ def load_onnx(source: str | Path | onnx.ModelProto) -> SourceModel:
     """Load and check an ONNX model.
 
     Raises:
-        ModelError: no such file, not ONNX, truncated, or refused by the checker.
+        ModelError: no such file, not ONNX, truncated, refused by the checker, or at an opset that
+            is not read; a model in memory of more than 2 GiB.
     """
     if isinstance(source, onnx.ModelProto):
+        if is_large(source):
+            raise ModelError(
+                f"model {source.graph.name!r} in memory has more than 2 GiB; save it with "
+                "onnx.save_model(..., save_as_external_data=True) and give the path"
+            )
         _check(source, f"model {source.graph.name!r}")
         digest = hashlib.sha256(source.SerializeToString(deterministic=True)).hexdigest()
         return SourceModel(source, source.graph.name or "model", digest, None)
@@ -60,9 +67,10 @@ def _check(proto: onnx.ModelProto, where: str) -> None:
     if not proto.HasField("graph") or not proto.graph.output:
         raise ModelError(f"{where} holds no ONNX graph with an output; export the model again")
     try:
-        onnx.checker.check_model(proto, full_check=True)
+        onnx.checker.check_model(light_copy(proto) if is_large(proto) else proto, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise ModelError(f"{where} fails the ONNX checker: {one_line(error)}") from error
+    check_opset(proto, where)
 
 
 def graph_inputs(proto: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
@@ -81,8 +89,9 @@ def fix_shapes(proto: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]) ->
     """
     if not shapes:
         return proto
-    fixed = copy.deepcopy(proto)
-    inputs = {value.name: value for value in graph_inputs(fixed)}
+    fixed = light_copy(proto)
+    weights = {tensor.name for tensor in proto.graph.initializer}
+    inputs = {value.name: value for value in fixed.graph.input if value.name not in weights}
     symbols: dict[str, int] = {}
     for name, shape in shapes.items():
         if name not in inputs:
@@ -104,10 +113,12 @@ def fix_shapes(proto: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]) ->
         for dim in value.type.tensor_type.shape.dim:
             dim.Clear()
     try:
-        return onnx.shape_inference.infer_shapes(fixed, strict_mode=True, data_prop=True)
+        inferred = onnx.shape_inference.infer_shapes(fixed, strict_mode=True, data_prop=True)
     except onnx.shape_inference.InferenceError as error:
         wanted = ", ".join(f"{name}={format_shape(shape)}" for name, shape in shapes.items())
         raise ShapeError(f"the model does not take {wanted}: {one_line(error)}") from error
+    restore_weights(inferred, proto)
+    return inferred
 
 
 def _match_shape(

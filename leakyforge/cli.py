@@ -368,9 +368,14 @@ def inspect(file: Path, as_json: bool, quiet: bool) -> None:
         manifest = read_manifest(file, whole=True)
         _show(manifest, lambda value: render.print_manifest(str(file), value), as_json, quiet)
     else:
-        from leakyforge.exporter.inspect import inspect_onnx
+        import dataclasses
 
-        _show(inspect_onnx(file), render.print_onnx, as_json, quiet)
+        from leakyforge.exporter.inspect import inspect_onnx
+        from leakyforge.kernels.importer import unsupported_operators
+
+        summary = inspect_onnx(file)
+        summary = dataclasses.replace(summary, unsupported=unsupported_operators(summary.operators))
+        _show(summary, render.print_onnx, as_json, quiet)
 
 
 @cli.command()

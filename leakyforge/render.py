@@ -273,12 +273,22 @@ def print_onnx(summary: "OnnxSummary") -> None:
         table.add_row("output", f"{name}: {text}")
     table.add_row("producer", summary.producer)
     table.add_row("opset", ", ".join(f"{name} {v}" for name, v in summary.opsets.items()))
-    table.add_row("parameters", f"{summary.parameters:,}")
+    table.add_row("parameters", f"{summary.parameters:,} in {summary.weight_bytes:,} bytes")
+    table.add_row("operations", f"{summary.flops:,} in convolutions and products")
+    table.add_row(
+        "activations",
+        f"{summary.activation_bytes:,} bytes, the largest {summary.largest_activation} with "
+        f"{summary.largest_activation_bytes:,}"
+        if summary.largest_activation
+        else "of unknown shape",
+    )
     table.add_row("operators", ", ".join(f"{name} {n}" for name, n in summary.operators.items()))
     alphas = sorted(set(summary.alphas.values()))
     table.add_row(
         "LeakyRelu", f"{len(summary.alphas)}, alpha {', '.join(f'{a:g}' for a in alphas)}"
     )
+    if summary.unsupported is not None:
+        table.add_row("not compiled", ", ".join(summary.unsupported) or "none")
     stdout().print(table)
 
 

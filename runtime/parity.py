@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from leakyforge.errors import InputError, ModelError
+from leakyforge.opsets import OLDEST_OF_ONNXRUNTIME, at_least
 from leakyforge.runtime.artifact import Artifact, read_artifact, read_manifest
 from leakyforge.runtime.manifest import Manifest
 from leakyforge.runtime.reference import Reference, load_reference, random_feeds
@@ -222,6 +223,8 @@ def _outputs(
 def find_onnx(manifest: Manifest, artifact: Path, onnx: str | Path | None) -> Any:
     """The model that an artifact was compiled from, its hash compared with the artifact's.
 
+    It is raised to the oldest opset that ONNX Runtime runs.
+
     Raises:
         ModelError: the file is absent, is another one, or is not ONNX.
     """
@@ -237,7 +240,7 @@ def find_onnx(manifest: Manifest, artifact: Path, onnx: str | Path | None) -> An
             f"{path} is not the file that artifact {artifact} was compiled from (SHA-256 "
             "differs); compile it again, or give the right file with --onnx FILE"
         )
-    return proto
+    return at_least(proto, OLDEST_OF_ONNXRUNTIME)
 
 
 def _recorded_onnx(artifact: Path, manifest: Manifest) -> Path:
@@ -265,7 +268,7 @@ def compare_outputs(
     """Compare every output over all samples; the row of an output is its worst sample."""
     rows = []
     for spec in specs:
-        limits = tolerance(spec.dtype, spec.rounding_steps)
+        limits = tolerance(spec.dtype, spec.rounding_steps, spec.quantisations)
         samples = [
             compare(spec.name, ours[spec.name], theirs[spec.name], limits, reference)
             for ours, theirs in zip(actual, desired, strict=True)

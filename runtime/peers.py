@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from leakyforge.errors import EngineError, InputError
+from leakyforge.onnx_graph import model_flops, save_onnx
 from leakyforge.runtime import cpu, engines
 from leakyforge.runtime.artifact import read_artifact
 from leakyforge.runtime.benchmark import OURS, refuse_device, smallest
@@ -132,7 +133,7 @@ def compare_peers(
     with tempfile.TemporaryDirectory(prefix="leakyforge-") as name, contextlib.ExitStack() as stack:
         folder = Path(name)
         model = folder / "model.onnx"
-        model.write_bytes(proto.SerializeToString())
+        save_onnx(proto, model)
 
         def start(engine: str, python: str, source: Path) -> Worker:
             worker = Worker(engine, python, source, feeds, outputs, count, folder)
@@ -250,32 +251,3 @@ def output_error(actual: Sequence[Array], desired: Sequence[Array]) -> float:
         share = float(difference.max(initial=0.0)) / (extent or 1.0)
         shares.append(share if np.isfinite(share) else float("inf"))
     return max(shares)
-
-
-def model_flops(proto: Any) -> int:
-    """Floating-point operations of convolutions and products: two for each multiplication.
-
-    Symbolic sizes count as 1.
-    """
-    import onnx
-
-    graph = onnx.shape_inference.infer_shapes(proto).graph
-    shapes: dict[str, tuple[int, ...]] = {}
-    for value in (*graph.input, *graph.value_info, *graph.output):
-        dims = value.type.tensor_type.shape.dim
-        shapes[value.name] = tuple(dim.dim_value or 1 for dim in dims)
-    shapes |= {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
-    total = 0
-    for node in graph.node:
-        if node.op_type not in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
-            continue
-        data, weight = shapes.get(node.input[0], ()), shapes.get(node.input[1], ())
-        result = shapes.get(node.output[0], ())
-        if node.op_type == "Conv":
-            total += 2 * int(np.prod(result)) * int(np.prod(weight[1:]))
-        elif node.op_type == "ConvTranspose":
-            total += 2 * int(np.prod(data)) * int(np.prod(weight[1:]))
-        else:
-            transposed = any(item.name == "transA" and item.i for item in node.attribute)
-            total += 2 * int(np.prod(result)) * data[0 if transposed else -1]
-    return total

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from leakyforge.errors import InputError, MissingDependencyError, ModelError
+from leakyforge.onnx_graph import external_copy, is_large
 from leakyforge.runtime.tensors import Array, TensorSpec, numpy_dtype
 
 RANGE_PROPERTY = "leakyforge.input_range."
@@ -125,6 +126,14 @@ def onnxruntime_session(proto: Any, *, optimised: bool = True, threads: int | No
     options.graph_optimization_level = (
         levels.ORT_ENABLE_ALL if optimised else levels.ORT_DISABLE_ALL
     )
+    if is_large(proto):
+        from onnx import numpy_helper
+
+        proto, weights = external_copy(proto, "in memory")
+        # The values refer to the arrays: both have to live until the session has copied them.
+        arrays = [numpy_helper.to_array(tensor) for tensor in weights]
+        values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in arrays]
+        options.add_external_initializers([tensor.name for tensor in weights], values)
     return onnxruntime.InferenceSession(
         proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )

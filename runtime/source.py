@@ -4,14 +4,19 @@ This module imports onnx and is itself imported only where an ONNX file is at ha
 """
 
 import hashlib
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import onnx
 from google.protobuf.message import DecodeError
 from onnx.external_data_helper import uses_external_data
 
 from leakyforge.errors import ModelError
+from leakyforge.onnx_graph import weight_bytes
 from leakyforge.runtime.reference import one_line
+
+_BLOCK = 2**20
 
 
 def read_onnx(path: Path) -> tuple[onnx.ModelProto, str]:
@@ -36,23 +41,49 @@ def read_onnx(path: Path) -> tuple[onnx.ModelProto, str]:
         ) from error
     except OSError as error:
         raise ModelError(f"ONNX file {path} cannot be read: {error.strerror}") from error
+    files = external_files(proto)
     try:
-        digest = hashlib.sha256()
-        for file in [path, *(path.parent / name for name in external_files(proto))]:
-            digest.update(file.read_bytes())
+        # The weights first: this refuses files outside of the model's folder before one is opened.
+        _check_lengths(proto)
         onnx.load_external_data_for_model(proto, str(path.parent))
+        digest = hashlib.sha256()
+        for file in [path, *(path.parent / name for name in files)]:
+            with file.open("rb") as stream:
+                while block := stream.read(_BLOCK):
+                    digest.update(block)
     except (OSError, ValueError, onnx.checker.ValidationError) as error:
-        raise ModelError(f"external data of {path} cannot be read: {one_line(error)}") from error
+        raise ModelError(
+            f"external data of {path} cannot be read: {one_line(error).rstrip('.')}; put the whole "
+            "files that it names beside it, or export the model again"
+        ) from error
     return proto, digest.hexdigest()
 
 
 def external_files(proto: onnx.ModelProto) -> list[str]:
     """Names of the files that hold a model's weights, sorted; none where they are inside."""
-    names = {
-        entry.value
-        for tensor in proto.graph.initializer
-        if uses_external_data(tensor)
-        for entry in tensor.external_data
-        if entry.key == "location"
-    }
-    return sorted(names)
+    return sorted(
+        {
+            entry.value
+            for tensor in _external_tensors(proto)
+            for entry in tensor.external_data
+            if entry.key == "location"
+        }
+    )
+
+
+def _external_tensors(proto: onnx.ModelProto) -> Iterator[Any]:
+    """Weights and constants of a graph that are in other files."""
+    yield from filter(uses_external_data, proto.graph.initializer)
+    for node in proto.graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("t") and uses_external_data(attribute.t):
+                yield attribute.t
+
+
+def _check_lengths(proto: onnx.ModelProto) -> None:
+    """Refuse weights whose length in their file is not what their shape takes."""
+    for tensor in _external_tensors(proto):
+        for entry in tensor.external_data:
+            size = weight_bytes(tensor)
+            if entry.key == "length" and entry.value != str(size):
+                raise ValueError(f"weight {tensor.name!r} has {entry.value} bytes, not {size}")

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from leakyforge.errors import LeakyforgeError
+from leakyforge.onnx_graph import save_onnx
 from leakyforge.runtime.arrays import save_npz
 from leakyforge.runtime.session import Session
 from leakyforge.runtime.tensors import Array
@@ -49,7 +50,7 @@ def measure_startup(
     """
     with tempfile.TemporaryDirectory(prefix="leakyforge-") as folder:
         onnx = Path(folder) / "model.onnx"
-        onnx.write_bytes(proto.SerializeToString())
+        save_onnx(proto, onnx)
         inputs = Path(folder) / "feeds.npz"
         save_npz(inputs, feeds)
         files = {"leakyforge": artifact.resolve(), "onnxruntime": onnx}

@@ -29,6 +29,7 @@ class TensorSpec:
         low: least value that the model expects at this input, None where it did not say.
         high: greatest value that the model expects.
         rounding_steps: floating-point roundings on the way to this output (see `tolerance`).
+        quantisations: of those, to 8 bits.
     """
 
     name: str
@@ -37,6 +38,7 @@ class TensorSpec:
     low: float | None = None
     high: float | None = None
     rounding_steps: int = 0
+    quantisations: int = 0
 
     @property
     def type(self) -> str:

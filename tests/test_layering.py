@@ -28,6 +28,8 @@ COMMON = {
     "leakyforge.lazy",
     "leakyforge.pins",
     "leakyforge.tolerance",
+    "leakyforge.onnx_graph",
+    "leakyforge.opsets",
 }
 ROOM_NAMES = {"models", "exporter", "runtime", "kernels"}
 # Packages that a machine which only runs artifacts need not have.

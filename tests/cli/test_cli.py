@@ -352,6 +352,26 @@ class TestJson:
         assert fields["operators"] == {"Conv": 1, "LeakyRelu": 1, "ReduceMean": 1}
         assert fields["alphas"] == {"wide": pytest.approx(0.2)}
         assert fields["parameters"] == 3 * 2 * 9 + 3 + 2
+        assert fields["weight_bytes"] == (3 * 2 * 9 + 3) * 4 + 2 * 8
+        assert fields["flops"] == 2 * 3 * 7 * 5 * 2 * 9
+        assert fields["activation_bytes"] == (2 * 3 * 7 * 5 + 3) * 4
+        assert fields["largest_activation"] in ("features", "wide")
+        assert fields["largest_activation_bytes"] == 3 * 7 * 5 * 4
+        assert fields["unsupported"] == []
+
+    def test_inspect_says_what_is_not_compiled(self, invoke, tmp_path):
+        model = onnx.parser.parse_model(
+            """<ir_version: 10, opset_import: ["": 18, "com.microsoft": 1, "ours": 1]>
+            g (float[2] x) => (float[2] y) {
+            a = ours.Twice (x) b = RandomNormalLike (a) y = com.microsoft.BiasGelu (b, x) }
+            <domain: "ours", opset_import: ["": 18]> Twice (a) => (c) { c = Add (a, a) }"""
+        )
+        path = tmp_path / "foreign.onnx"
+        onnx.save(model, path)
+        fields = json.loads(invoke("inspect", path, "--json")[1])
+        assert fields["operators"] == {"Add": 1, "RandomNormalLike": 1, "com.microsoft.BiasGelu": 1}
+        assert fields["unsupported"] == ["RandomNormalLike", "com.microsoft.BiasGelu"]
+        assert "RandomNormalLike, com.microsoft.BiasGelu" in invoke("inspect", path)[1]
 
     def test_doctor(self, invoke):
         status, out, _ = invoke("doctor", "--json")

@@ -7,7 +7,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from leakyforge.exporter.rounding import node_steps, rounding_steps
+from leakyforge.exporter.rounding import node_steps, quantisations, rounding_steps
 from leakyforge.tolerance import LAMBDA, UNIT_ROUNDOFF, tolerance
 
 _TRANSCENDENTAL = 16
@@ -109,3 +109,13 @@ def test_count_becomes_the_tolerance_by_its_square_root():
     limits = tolerance("float32", 54)
     assert limits.range_share == LAMBDA * math.sqrt(54) * UNIT_ROUNDOFF["float32"]
     assert "54 roundings" in limits.origin
+
+
+def test_roundings_to_8_bits_are_counted_apart(parse):
+    model = parse(
+        """g (float[2] x, float s, uint8 z) => (float[2] y, float[2] other) {
+        a = QuantizeLinear (x, s, z) b = DequantizeLinear (a, s, z) c = LeakyRelu (b)
+        d = QuantizeLinear (c, s, z) y = DequantizeLinear (d, s, z) other = Neg (x) }"""
+    )
+    assert quantisations(model) == {"y": 2, "other": 0}
+    assert rounding_steps(model) == {"y": 4, "other": 0}

@@ -4,8 +4,8 @@ import numpy as np
 import onnx
 import pytest
 
+from leakyforge.onnx_graph import model_flops
 from leakyforge.runtime import read_manifest
-from leakyforge.runtime.peers import model_flops
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from leakyforge.runtime.parity import ParityReport, compare, compare_outputs, ma
 from leakyforge.runtime.tensors import TensorSpec
 from leakyforge.tolerance import (
     LARGEST_SHARE_OF_RANGE,
+    QUANTISED_LARGEST_SHARE,
     UNIT_ROUNDOFF,
     Tolerance,
     tolerance,
@@ -244,6 +245,15 @@ class TestTolerance:
         assert "float32" in limits.origin
         assert "100 roundings" in limits.origin
         assert "at most 0.0001" in tolerance("float32", 10**9).origin
+
+    def test_of_8_bits(self):
+        limits = tolerance("float32", 1000, 4)
+        assert limits.range_share == 6 * 2 * 2.0**-8
+        assert limits.rtol == 0
+        assert "4 roundings to 8 bits" in limits.origin
+        assert tolerance("uint8", 4, 4).range_share == limits.range_share
+        assert tolerance("float32", 1000, 10**6).range_share == QUANTISED_LARGEST_SHARE
+        assert tolerance("float32", 1000, 0) == tolerance("float32", 1000)
 
     @pytest.mark.parametrize("dtype", list(UNIT_ROUNDOFF))
     def test_exact_without_roundings(self, dtype):

@@ -7,9 +7,10 @@ import pytest
 
 from leakyforge.errors import EngineError, InputError
 from leakyforge.models import build
+from leakyforge.onnx_graph import model_flops
 from leakyforge.runtime import engines, peers
 from leakyforge.runtime.engines import Peer, Worker
-from leakyforge.runtime.peers import compare_peers, model_flops, output_error
+from leakyforge.runtime.peers import compare_peers, output_error
 
 
 @pytest.fixture

@@ -5,9 +5,9 @@ import onnx
 import pytest
 
 from leakyforge.errors import InputError
+from leakyforge.onnx_graph import model_flops
 from leakyforge.runtime import Session, profile, profiler, read_manifest
 from leakyforge.runtime.manifest import Kernel
-from leakyforge.runtime.peers import model_flops
 
 
 @pytest.fixture(scope="module")
