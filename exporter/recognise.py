@@ -7,14 +7,14 @@ found this way, in any order of their operands:
 
     Max(a*x, x)               0 < a <= 1; for a = 0 the product with inf is NaN
     Min(a*x, x)               a >= 1
-    Where(x > 0, x, a*x)      >, >=, <, <=, with Not; a < 0 where x = 0 takes x
+    Where(x > 0, x, a*x)      a >= 0; >, >=, <, <=, with Not
     Relu(x) - a*Relu(-x)      a >= 0; for Relu also Max and Min with 0, and Clip(x, 0, inf)
-    PRelu(x, a)               all slopes equal
+    PRelu(x, a)               any a, all slopes equal
 
-ONNX Runtime's results stay equal to the last bit, NaN and infinities included, but for the sign
-of a zero where a >= 0. Clip without an upper bound is no Relu: ONNX Runtime makes the largest
-number of inf. LeakyRelu's alpha is a float32, so in float64 only what float32 holds is recognised.
-Operands that change the shape of x, integers and unknown dtypes are refused.
+ONNX Runtime's results stay equal to the last bit, NaN and infinities included, except that sums,
+Max and Where give a zero of either sign. Clip without an upper bound is no Relu: ONNX Runtime
+makes the largest number of inf. LeakyRelu's alpha is a float32, so in float64 only what float32
+holds is recognised. Operands that change the shape of x, integers and unknown dtypes are refused.
 """
 
 import math
@@ -118,6 +118,9 @@ def _match(last: ir.Node, opset: int, overridable: bool) -> tuple[Recognised, ir
         function = expression.function(last)
         alpha = None if function is None else leaky_relu_alpha(function)
         if alpha is None or _BENDS.isdisjoint(node.op_type for node in expression.nodes):
+            continue
+        # Which zero a negative alpha leaves is certain in PRelu only.
+        if alpha < 0 and last.op_type != "PRelu":
             continue
         if expression.has_dtype_at(opset) and _is_float32(alpha):
             return Recognised(
