@@ -598,7 +598,7 @@ def graphs(draw):
             changed = draw(st.integers(0, 2 * len(form)))
             for index, old in enumerate(form):
                 inputs = [names.get(name, f"{out}{name}") for name in old.input]
-                if index == changed and old.op_type not in ("Not", "Where", "Clip"):
+                if index == changed and old.op_type not in ("Not", "Where", "Clip", "Identity"):
                     inputs[-1] = draw(recent) if old.op_type != "PRelu" else inputs[-1]
                 (output,) = (names.get(name, f"{out}{name}") for name in old.output)
                 nodes.append(node(old.op_type, " ".join(inputs), output))
@@ -608,7 +608,7 @@ def graphs(draw):
 
 
 @pytest.mark.parametrize("dtype", [TensorProto.FLOAT, TensorProto.DOUBLE])
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=100)
 @given(drawn=graphs())
 def test_random_graphs_compute_the_same(dtype, drawn):
     nodes, outputs = drawn
