@@ -7,8 +7,9 @@ applies only where its rounded results are those slopes times x, rounded once:
 
 * a product, where one factor is -1, 0 or 1: rounding 0.3·(0.7·x) twice is not rounding 0.21·x;
 * a sum, where all terms but one are zero;
-* a comparison, that of PRelu too, of -x, 0 and x: 0.1·x > 0 is false where 0.1·x underflows;
-* Max, Min, Where, Relu, Clip and Neg always, since they choose and rounding keeps the order.
+* a comparison, of -x, 0 and x: 0.1·x > 0 is false where 0.1·x underflows;
+* Max, Min, Where, Relu, Clip and Neg always, since they choose and rounding keeps the order;
+  PRelu where its product does.
 
 NaN passes through Max, Min, Relu and Clip, as in ONNX Runtime and numpy.
 """
@@ -125,7 +126,7 @@ def _difference(left: Operand, right: Operand) -> Function | None:
 
 def _prelu(x: Operand, slope: Operand) -> Function | None:
     scaled = _product(x, slope) if isinstance(slope, float) else None
-    if scaled is None or isinstance(x, float) or not _is_exact(x):
+    if scaled is None or isinstance(x, float):
         return None
     return np.where(x < 0, scaled, x)
 

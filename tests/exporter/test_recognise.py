@@ -370,8 +370,9 @@ NEARLY = {
         *[node("Greater", "x a", "c"), node("Mul", "a x", "s"), node("Where", "c x s")]
     ],
     "a product rounded twice": [
-        *[node("Mul", "x a", "s"), node("Mul", "s a", "t"), node("Max", "x t")]
+        *[node("Mul", "x b", "s"), node("Mul", "s b", "t"), node("Max", "x t")]
     ],
+    "a sum of products": [node("Mul", "x b", "s"), node("Sum", "s s s", "t"), node("Min", "x t")],
     "a sum that rounds": [node("Relu", "x", "p"), node("Mul", "x a", "s"), node("Add", "p s")],
     "Relu": [node("Greater", "x 0", "c"), node("Where", "c x 0")],
     "Max with alpha": [node("Max", "x a")],
@@ -390,17 +391,17 @@ NEARLY = {
     "alpha and Relu": [node("Relu", "x", "p"), node("Add", "p a")],
     "Neg twice": [node("Neg", "x", "m"), node("Neg", "m")],
     "nothing": [node("Add", "x 0")],
-    "the operator of another domain": [
-        node("Mul", "a x", "s", domain="ours"),
-        node("Max", "s x"),
-    ],
+    "Mul of another domain": [node("Mul", "a x", "s", domain="ours"), node("Max", "s x")],
+    "Max of another domain": [node("Mul", "a x", "s"), node("Max", "s x", domain="ours")],
 }
 
 
 class TestRefused:
     @pytest.mark.parametrize("case", NEARLY)
     def test_nearly(self, case):
-        assert_refused(build(NEARLY[case], [ALPHA], inputs=TWO_INPUTS))
+        # 0.75 squared, and three times 0.75, are float32 numbers.
+        constants = [ALPHA, tensor("b", 0.75)]
+        assert_refused(build(NEARLY[case], constants, inputs=TWO_INPUTS))
 
     def test_slopes_that_differ(self):
         assert_refused(build(FORMS["PRelu"], [tensor("a", [0.2, 0.2, 0.3])]))
@@ -542,7 +543,10 @@ class TestFunction:
         assert_same_results(found, model, values(np.float32))
 
     def test_rank_that_is_unknown(self):
+        """A slope does not change it, another operand might."""
         assert_refused(with_function([*PLACES["Constant of floats"][0], *MAX]))
+        model = with_function([*PLACES["Constant of floats"][0], *FORMS["PRelu"]])
+        assert len(recognise_leaky_relu(model)[1]) == 1
 
     def test_alpha_that_the_caller_gives(self):
         reference = onnx.AttributeProto(
