@@ -1,21 +1,19 @@
 """Reading ONNX: load, check, fix symbolic shapes, and fold what is constant.
 
-Folding happens on the ONNX side (onnxscript's optimizer: inlined functions, constants,
-BatchNormalization into Conv, Pad into Conv) because TVM's front end refuses computed pads,
+Folding happens on the ONNX side, in the exporter, because TVM's front end refuses computed pads,
 scales and axes, and `Constant` nodes that carry a `value_float`.
 """
 
 import hashlib
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
-from onnxscript import ir, optimizer
 
 from leakyforge.errors import ModelError, ShapeError
 from leakyforge.exporter.shapes import value_shape
+from leakyforge.exporter.simplify import simplify
 from leakyforge.onnx_graph import is_large, light_copy, restore_weights
 from leakyforge.opsets import check_opset
 from leakyforge.runtime.reference import one_line
@@ -139,21 +137,9 @@ def _match_shape(
 
 
 def fold(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """Inline functions, fold constants, and fold BatchNormalization and Pad into Conv.
+    """Simplify a model for TVM's front end; see `leakyforge.exporter.simplify`.
 
     Raises:
         ModelError: the optimizer fails on the graph.
     """
-    logging.getLogger("onnxscript").setLevel(logging.ERROR)
-    logging.getLogger("onnx_ir").setLevel(logging.ERROR)
-    try:
-        model = ir.from_proto(proto)
-        # ConstantOfShape, which the optimizer keeps by itself, is where torch's pads come from.
-        optimizer.optimize_ir(
-            model, should_fold=lambda node: True if node.op_type == "ConstantOfShape" else None
-        )
-        return ir.to_proto(model)
-    except Exception as error:
-        raise ModelError(
-            f"constant folding of graph {proto.graph.name!r} failed: {one_line(error)}"
-        ) from error
+    return simplify(proto)
