@@ -12,6 +12,7 @@ from tvm import relax
 
 from leakyforge.errors import CompileError, LeakyforgeError, ModelError, ShapeError
 from leakyforge.exporter.rounding import quantisations, rounding_steps
+from leakyforge.exporter.simplify import simplify
 from leakyforge.kernels.elementary import our_elementary_functions
 from leakyforge.kernels.explain import LayerReport, report_layers
 from leakyforge.kernels.flops import kernel_record
@@ -21,7 +22,6 @@ from leakyforge.kernels.importer import import_onnx
 from leakyforge.kernels.link import export_library
 from leakyforge.kernels.onnx_model import (
     fix_shapes,
-    fold,
     graph_inputs,
     load_onnx,
 )
@@ -120,7 +120,7 @@ def compile(
     check_destination(path)
     proto = fix_shapes(model.proto, shapes or {})
     on_stage("fold")
-    folded = fold(at_least(proto, _OLDEST_OPSET))
+    folded = simplify(at_least(proto, _OLDEST_OPSET))
     on_stage("import")
     imported = import_onnx(add_up_in_float32(folded))
     unmeasured = _unmeasured(target, measure)

@@ -13,7 +13,6 @@ import onnx
 
 from leakyforge.errors import ModelError, ShapeError
 from leakyforge.exporter.shapes import value_shape
-from leakyforge.exporter.simplify import simplify
 from leakyforge.onnx_graph import is_large, light_copy, restore_weights
 from leakyforge.opsets import check_opset
 from leakyforge.runtime.reference import one_line
@@ -134,12 +133,3 @@ def _match_shape(
             f"shape {format_shape(wanted)} does not fit input {name!r} of shape "
             f"{format_shape(declared)}; only symbolic dimensions can be given a size"
         )
-
-
-def fold(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """Simplify a model for TVM's front end; see `leakyforge.exporter.simplify`.
-
-    Raises:
-        ModelError: the optimizer fails on the graph.
-    """
-    return simplify(proto)

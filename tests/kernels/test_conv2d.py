@@ -7,6 +7,7 @@ import pytest
 import tvm
 from onnx import TensorProto, helper, numpy_helper
 
+from leakyforge.exporter.simplify import simplify
 from leakyforge.kernels import compile, parse_target
 from leakyforge.kernels.conv2d import (
     BLOCK,
@@ -18,7 +19,6 @@ from leakyforge.kernels.conv2d import (
     pack_weights,
 )
 from leakyforge.kernels.importer import import_onnx
-from leakyforge.kernels.onnx_model import fold
 from leakyforge.kernels.pipeline import choose_layout, legalize_and_fuse, schedule
 from leakyforge.kernels.schedules import NoMatch, match_elementwise
 from leakyforge.runtime import Session
@@ -217,7 +217,7 @@ def test_pool_behind_a_convolution(tmp_path, operator, pads, channels):
 
 def fused(proto):
     """Scheduled functions of a model, and the decisions about them."""
-    module = legalize_and_fuse(choose_layout(import_onnx(fold(proto))), HOST)
+    module = legalize_and_fuse(choose_layout(import_onnx(simplify(proto))), HOST)
     return schedule(module, HOST)
 
 
@@ -232,7 +232,7 @@ def test_convolution_bias_and_leaky_relu_become_one_function(name, rule):
 
 def test_a_rule_that_does_not_match_says_why():
     proto = conv_model(CASES["prime"], np.float16)
-    module = legalize_and_fuse(choose_layout(import_onnx(fold(proto))), HOST)
+    module = legalize_and_fuse(choose_layout(import_onnx(simplify(proto))), HOST)
     (function,) = [
         function for variable, function in module.functions.items()
         if "conv2d" in str(variable.name_hint)

@@ -12,9 +12,9 @@ import pytest
 from onnx import numpy_helper
 from tvm import ir, relax, s_tir
 
+from leakyforge.exporter.simplify import simplify
 from leakyforge.kernels import conv2d, conv2d_dot, parse_target, winograd
 from leakyforge.kernels.importer import import_onnx
-from leakyforge.kernels.onnx_model import fold
 from leakyforge.kernels.pipeline import choose_layout, legalize_and_fuse, lower_to_vm, schedule
 from leakyforge.kernels.schedules import block_names, read_config
 
@@ -86,7 +86,7 @@ def model(parse, text, size):
 
 def compiled(proto, target, strict=True):
     """The lowered functions, and the assembly of all of them."""
-    fused = legalize_and_fuse(choose_layout(import_onnx(fold(proto))), target, strict=strict)
+    fused = legalize_and_fuse(choose_layout(import_onnx(simplify(proto))), target, strict=strict)
     scheduled, _ = schedule(fused, target)
     with target.tvm:
         executable = relax.build(

@@ -5,9 +5,9 @@ import onnx
 import pytest
 import tvm
 
+from leakyforge.exporter.simplify import simplify
 from leakyforge.kernels import compile, parse_target
 from leakyforge.kernels.importer import import_onnx
-from leakyforge.kernels.onnx_model import fold
 from leakyforge.kernels.pipeline import choose_layout, legalize_and_fuse, schedule
 from leakyforge.kernels.reduction import match_reduction
 from leakyforge.kernels.schedules import NoMatch, match_pool
@@ -134,7 +134,7 @@ def test_pool_with_operators_behind_it(tmp_path, name, channels):
 
 
 def functions(proto):
-    module = legalize_and_fuse(choose_layout(import_onnx(fold(proto))), HOST)
+    module = legalize_and_fuse(choose_layout(import_onnx(simplify(proto))), HOST)
     return [
         tvm.s_tir.Schedule(tvm.IRModule({"main": function}))
         for function in module.functions.values()
@@ -164,7 +164,7 @@ def test_pool_declines_with_a_reason():
 
 
 def test_a_row_is_taken_through_all_stages_in_one_loop():
-    module = legalize_and_fuse(import_onnx(fold(model(*CASES["softmax"]))), HOST)
+    module = legalize_and_fuse(import_onnx(simplify(model(*CASES["softmax"]))), HOST)
     scheduled, _ = schedule(module, HOST)
     (function,) = [f for f in scheduled.functions.values() if isinstance(f, tvm.tirx.PrimFunc)]
     body = function.body.block.body

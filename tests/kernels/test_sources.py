@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from leakyforge.exporter.simplify import simplify
 from leakyforge.kernels import compile, parse_target
 from leakyforge.kernels.importer import import_onnx
-from leakyforge.kernels.onnx_model import fold
 from leakyforge.kernels.pipeline import choose_layout, legalize_and_fuse
 from leakyforge.runtime import check
 
@@ -52,7 +52,7 @@ def model(widths, kernel=3, repeats=(1, 2), batch=1, **resize):
 
 def kernels(proto):
     """Names of the functions that a model becomes."""
-    module = legalize_and_fuse(choose_layout(import_onnx(fold(proto))), HOST)
+    module = legalize_and_fuse(choose_layout(import_onnx(simplify(proto))), HOST)
     return sorted(str(name.name_hint) for name in module.get_global_vars())
 
 
