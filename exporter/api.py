@@ -8,7 +8,7 @@ from typing import Any
 
 import onnx
 
-from leakyforge.errors import ExportError
+from leakyforge.errors import ExportError, ModelError
 from leakyforge.exporter.check import checked_model
 from leakyforge.exporter.checkpoint import (
     is_torchscript_file,
@@ -17,6 +17,7 @@ from leakyforge.exporter.checkpoint import (
     read_state_dict,
     read_torchscript,
 )
+from leakyforge.exporter.dtypes import DTYPES, convert
 from leakyforge.exporter.keras_export import (
     export_keras,
     export_saved_model,
@@ -25,6 +26,7 @@ from leakyforge.exporter.keras_export import (
 )
 from leakyforge.exporter.onnx_file import read_onnx
 from leakyforge.exporter.provenance import stamp
+from leakyforge.exporter.simplify import simplify as simplified
 from leakyforge.exporter.sklearn_export import export_perceptron, is_perceptron
 from leakyforge.exporter.source import Source, sha256
 from leakyforge.exporter.torch_export import export_module, is_torch_module, is_torchscript
@@ -32,7 +34,8 @@ from leakyforge.exporter.torch_program import export_program, is_program, read_p
 from leakyforge.exporter.verify import verify
 from leakyforge.files import atomic_file, destination_problem
 from leakyforge.models import ZOO, build
-from leakyforge.models.options import DEFAULT_OPSET, checked_batch, checked_opset
+from leakyforge.models.options import DEFAULT_OPSET, OPSET_MIN, checked_batch, checked_opset
+from leakyforge.opsets import at_least, to_opset
 
 # Endings that make a name a path; what lies there is looked into.
 _PICKLES = (".pkl", ".pickle", ".joblib")
@@ -63,6 +66,8 @@ def export(
     dynamo: bool = True,
     zoo: str | None = None,
     weights: str | os.PathLike[str] | None = None,
+    simplify: bool = False,
+    dtype: str = "float32",
     **options: Any,
 ) -> Path:
     """Write `model` as one ONNX file that has passed ONNX's checker and strict shape inference.
@@ -90,7 +95,7 @@ def export(
             - fitted MLPClassifier or MLPRegressor of scikit-learn
         path: The file to write; its folder must exist.
         opset: Version of the ONNX operator set, 13 to 23, and never another one in the file:
-            18 if omitted, for an ONNX model its own.
+            18 if omitted; an ONNX model keeps its own, or is raised to 13.
         batch: Batch size, 1 if omitted, of a zoo, darknet, Keras or scikit-learn model; a str is
             the name of a symbolic dimension. For torch only a str, which makes dimension 0 of every
             input symbolic.
@@ -103,6 +108,11 @@ def export(
             TorchScript exporter (opset 20 and earlier), which TorchScript takes always.
         zoo: For a file of weights: name of the zoo model that they are for.
         weights: For a network of darknet: its file of weights.
+        simplify: Fold what is constant and BatchNormalization, inline functions, and write
+            LeakyRelu where the model computes it with other operators; `compile` does so anyway.
+        dtype: `float32` for the model as it is, `float16`, or `int8` (QDQ, calibrated on seeded
+            random inputs in the range that the model declares; with inputs of your own, see
+            `leakyforge.exporter.quantize`).
         **options: Options of a zoo model, like `size=320`.
 
     Returns:
@@ -119,6 +129,8 @@ def export(
         raise ExportError(problem)
     if opset is not None:
         opset = checked_opset(opset)
+    if dtype not in DTYPES:
+        raise ExportError(f"dtype={dtype!r} is unknown; use {', '.join(DTYPES)}")
     given = {
         "opset": opset,
         "batch": batch,
@@ -135,7 +147,12 @@ def export(
     given = {name: value for name, value in given.items() if value is not None}
     source = _from_path(model, given) if _is_path(model) else _from_object(model, given)
     checked = checked_model(source.proto, opset=opset)
-    stamp(checked, source, verify(source, checked))
+    errors = verify(source, checked)
+    if simplify:
+        checked = checked_model(simplified(checked))
+    if dtype != "float32":
+        checked = checked_model(convert(checked, dtype))
+    stamp(checked, source, errors, dtype)
     data = checked.SerializeToString()
     try:
         with atomic_file(destination) as stream:
@@ -164,7 +181,7 @@ def _from_object(model: Any, given: dict[str, Any]) -> Source:
         return Source(build(model, **given), "zoo", model)
     if isinstance(model, onnx.ModelProto):
         _allow("an onnx.ModelProto", given, "opset")
-        return Source(model, "onnx", model.graph.name)
+        return Source(_at_opset(model, given), "onnx", model.graph.name)
     # On torch a Keras model is a torch module too.
     if is_keras_model(model):
         _allow("a Keras model", given, "opset", "batch", "input_shapes")
@@ -222,7 +239,8 @@ def _read(path: Path, given: dict[str, Any]) -> Source:
         )
     if ending == ".onnx":
         _allow("an ONNX file", given, "opset")
-        return read_onnx(path)
+        source = read_onnx(path)
+        return dataclasses.replace(source, proto=_at_opset(source.proto, given))
     if ending == ".cfg":
         return _darknet(path, given)
     if ending in (".keras", ".h5"):
@@ -270,6 +288,16 @@ def _darknet(path: Path, given: dict[str, Any]) -> Source:
     proto = read_darknet(path, Path(weights), **options)
     files = {"source": sha256(path), "weights": sha256(Path(weights))}
     return Source(proto, "darknet", path.name, files=files)
+
+
+def _at_opset(model: onnx.ModelProto, given: Mapping[str, Any]) -> onnx.ModelProto:
+    """An ONNX model at the opset that is asked for, else at one that the checks take."""
+    try:
+        if "opset" in given:
+            return to_opset(model, given["opset"])
+        return at_least(model, OPSET_MIN)
+    except ModelError as error:
+        raise ExportError(str(error)) from error
 
 
 def _with_opset(given: dict[str, Any]) -> dict[str, Any]:

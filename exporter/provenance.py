@@ -10,6 +10,7 @@ Keys, all texts:
 | `leakyforge.source.framework` | framework and version; absent where there is none |
 | `leakyforge.source.sha256` | of the file that was read, absent where there was none |
 | `leakyforge.weights.sha256` | of the file of weights, absent where there was none |
+| `leakyforge.dtype` | `float16` or `int8` where it was converted, after it was compared |
 | `leakyforge.verified` | what it was compared with, or that there was nothing to compare with |
 | `leakyforge.error.OUTPUT` | largest absolute difference from the framework |
 | `leakyforge.tolerance.OUTPUT` | absolute tolerance that applied there |
@@ -23,10 +24,12 @@ from leakyforge.exporter.source import Source
 from leakyforge.exporter.verify import SEED, OutputError
 from leakyforge.pins import installed_version
 
-_OURS = ("version", "verified", "source.", "weights.", "error.", "tolerance.")
+_OURS = ("version", "verified", "dtype", "source.", "weights.", "error.", "tolerance.")
 
 
-def stamp(model: onnx.ModelProto, source: Source, errors: Iterable[OutputError]) -> None:
+def stamp(
+    model: onnx.ModelProto, source: Source, errors: Iterable[OutputError], dtype: str = "float32"
+) -> None:
     """Replace what the model's metadata say about its origin; other entries stay."""
     facts = {
         "version": installed_version("leakyforge") or "unknown",
@@ -39,6 +42,8 @@ def stamp(model: onnx.ModelProto, source: Source, errors: Iterable[OutputError])
         facts["source.framework"] = source.framework.name
         facts["verified"] = f"{source.framework.name} and ONNX Runtime, seed {SEED}"
     facts |= {f"{role}.sha256": digest for role, digest in source.files.items()}
+    if dtype != "float32":
+        facts["dtype"] = dtype
     for row in errors:
         facts[f"error.{row.output}"] = f"{row.error:.3g}"
         facts[f"tolerance.{row.output}"] = f"{row.tolerance:.3g}"

@@ -83,6 +83,10 @@ def _list_zoo(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
     "--set", "settings", type=NamedValue("NAME=VALUE"), multiple=True,
     help="An option of the zoo model, such as size=320; may be repeated.",
 )  # fmt: skip
+@click.option("--simplify", is_flag=True,
+              help="Fold constants and BatchNormalization, write LeakyRelu as such.")  # fmt: skip
+@click.option("--dtype", type=click.Choice(["float32", "float16", "int8"]), default="float32",
+              show_default=True, help="Convert a float32 model; int8 is QDQ.")  # fmt: skip
 @common_options
 def export(
     source: str,
@@ -93,6 +97,8 @@ def export(
     opset: int | None,
     batch: str | None,
     settings: tuple[tuple[str, str], ...],
+    simplify: bool,
+    dtype: str,
     quiet: bool,
 ) -> None:
     """Export a trained model to a checked ONNX file that computes the same.
@@ -126,6 +132,8 @@ def export(
         zoo=zoo,
         weights=weights,
         input_shapes=dict(shapes) or None,
+        simplify=simplify,
+        dtype=dtype,
         **options,
     )
     _say(quiet, f"wrote {path}")

@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, parser
 
 from leakyforge.errors import ExportError, MissingDependencyError
 from leakyforge.exporter import check, export
@@ -91,8 +91,35 @@ def test_onnx_model_keeps_its_opset_and_gains_shapes(tmp_path):
 
 
 def test_onnx_model_at_another_opset(tmp_path):
-    with pytest.raises(ExportError, match=r"is at opset 15, not 18.*version_converter"):
-        export(graph_model(leaky(), opset=15), tmp_path / "m.onnx", opset=18)
+    for before, asked, after in ((15, 18, 18), (18, 15, 15), (9, None, 13), (9, 23, 23)):
+        path = export(graph_model(leaky(), opset=before), tmp_path / "m.onnx", opset=asked)
+        assert onnx.load(path).opset_import[0].version == after
+
+
+def test_simplify(tmp_path):
+    model = parser.parse_model(
+        """<ir_version: 8, opset_import: ["": 17]>
+        g (float[2,3] x) => (float[2,3] y) <float a = {0.1}> { s = Mul(a, x) y = Max(s, x) }"""
+    )
+    for simplify, operators in ((False, ["Mul", "Max"]), (True, ["LeakyRelu"])):
+        written = onnx.load(export(model, tmp_path / "m.onnx", simplify=simplify))
+        assert [node.op_type for node in written.graph.node] == operators
+
+
+def test_dtype(tmp_path):
+    kinds = {"float16": TensorProto.FLOAT16, "int8": TensorProto.FLOAT}
+    for dtype, kind in kinds.items():
+        written = onnx.load(export("mlp", tmp_path / "m.onnx", dtype=dtype, hidden=8))
+        assert written.graph.input[0].type.tensor_type.elem_type == kind
+        operators = {node.op_type for node in written.graph.node}
+        assert ("QuantizeLinear" in operators) == (dtype == "int8")
+        facts = {entry.key: entry.value for entry in written.metadata_props}
+        assert facts["leakyforge.dtype"] == dtype
+
+
+def test_unknown_dtype(tmp_path):
+    with pytest.raises(ExportError, match="dtype='int4' is unknown; use float32, float16, int8"):
+        export("mlp", tmp_path / "m.onnx", dtype="int4")
 
 
 @pytest.mark.parametrize("opset", [12, 24, 0, "18", 18.0, True])
@@ -105,7 +132,7 @@ def test_opset_out_of_range(opset, tmp_path):
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        (graph_model(leaky(), opset=12), "opset=12 is not supported"),
+        (graph_model(leaky(), opset=5), "is at opset 5, and opsets 6 to 23 are read"),
         (
             graph_model(helper.make_node("Foo", ["x"], ["y"], domain="com.acme")),
             "node 'y' of model 'small' is com.acme.Foo, and only operators of ai.onnx",
