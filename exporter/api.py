@@ -35,7 +35,7 @@ from leakyforge.exporter.verify import verify
 from leakyforge.files import atomic_file, destination_problem
 from leakyforge.models import ZOO, build
 from leakyforge.models.options import DEFAULT_OPSET, OPSET_MIN, checked_batch, checked_opset
-from leakyforge.opsets import at_least, to_opset
+from leakyforge.opsets import at_least, check_opset, to_opset
 
 # Endings that make a name a path; what lies there is looked into.
 _PICKLES = (".pkl", ".pickle", ".joblib")
@@ -293,6 +293,7 @@ def _darknet(path: Path, given: dict[str, Any]) -> Source:
 def _at_opset(model: onnx.ModelProto, given: Mapping[str, Any]) -> onnx.ModelProto:
     """An ONNX model at the opset that is asked for, else at one that the checks take."""
     try:
+        check_opset(model, f"model {model.graph.name!r}")
         if "opset" in given:
             return to_opset(model, given["opset"])
         return at_least(model, OPSET_MIN)
