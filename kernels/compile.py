@@ -130,7 +130,7 @@ def compile(
         if isinstance(each, GpuTarget):
             variant, parts, module = _build_gpu(imported, each, on_stage)
         else:
-            library, weights, kernels, module = _build(
+            variant, parts, module = _build(
                 imported,
                 each,
                 precision == "strict",
@@ -139,13 +139,12 @@ def compile(
                 on_decision,
                 on_layer,
             )
-            variant, parts = _variant(each, library, weights, kernels)
         variants.append(variant)
         members |= parts
     on_stage("reference")
     inputs, outputs = _input_specs(proto, module), _output_specs(folded, module)
     # Each holds the weights once more, and the reference needs as much again.
-    del folded, imported, module, weights
+    del folded, imported, module
     reference = load_reference(at_least(proto, OLDEST_OF_ONNXRUNTIME))
     feeds = random_feeds(inputs, seed)
     desired = reference.run(feeds)
@@ -236,8 +235,8 @@ def _build(
     on_stage: Callable[[str], None],
     on_decision: Callable[[Decision], None],
     on_layer: Callable[[LayerReport], None],
-) -> tuple[bytes, list[Array], tuple[Kernel, ...], tvm.IRModule]:
-    """Library, weights, calls of its kernels, and the module before lowering, for its types."""
+) -> tuple[Variant, dict[str, bytes], tvm.IRModule]:
+    """The variant of a CPU, its members, and the module before lowering, for its types."""
     with _tvm_errors(module):
         on_stage("fuse")
         fused = legalize_and_fuse(
@@ -260,7 +259,8 @@ def _build(
         with tempfile.TemporaryDirectory(prefix="leakyforge-") as folder:
             path = Path(folder) / "library.so"
             export_library(executable, path, str(target.tvm.attrs["mtriple"]))
-            return path.read_bytes(), hoisted.weights, kernels, fused
+            library = path.read_bytes()
+    return *_variant(target, library, hoisted.weights, kernels), fused
 
 
 @contextlib.contextmanager

@@ -198,17 +198,28 @@ def _is_empty(function: tirx.PrimFunc) -> bool:
     return any(isinstance(size, tirx.IntImm) and int(size) == 0 for size in sizes)
 
 
-def lower_to_vm(module: tvm.IRModule, target: CpuTarget) -> HoistedModule:
-    """Take the weights out of `main`, plan memory, and lower `main` to the Relax VM's builtins."""
+def plan_memory(module: tvm.IRModule, target: tvm.target.Target) -> HoistedModule:
+    """Take the weights out of `main`, and give its activations memory that they share."""
     hoisted = hoist_weights(module)
-    with target.tvm:
-        lowered = tvm.transform.Sequential(
+    with target:
+        planned = tvm.transform.Sequential(
             [
                 relax.transform.RewriteDataflowReshape(),
                 relax.transform.ToNonDataflow(),
                 relax.transform.RemovePurityChecking(),
                 relax.transform.CallTIRRewrite(),
                 relax.transform.StaticPlanBlockMemory(),
+            ]
+        )(hoisted.module)
+    return HoistedModule(planned, hoisted.weights)
+
+
+def lower_to_vm(module: tvm.IRModule, target: CpuTarget) -> HoistedModule:
+    """Plan memory, and lower `main` to the Relax VM's builtins."""
+    hoisted = plan_memory(module, target.tvm)
+    with target.tvm:
+        lowered = tvm.transform.Sequential(
+            [
                 relax.transform.LowerAllocTensor(),
                 relax.transform.KillAfterLastUse(),
                 relax.transform.LowerRuntimeBuiltin(),

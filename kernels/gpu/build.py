@@ -14,7 +14,7 @@ from tvm.s_tir import dlight
 
 from leakyforge.errors import CompileError
 from leakyforge.kernels.gpu.target import GpuTarget
-from leakyforge.kernels.weights import hoist_weights
+from leakyforge.kernels.pipeline import plan_memory
 from leakyforge.runtime.plan import Launch, LaunchPlan, Sizes
 from leakyforge.runtime.tensors import Array, numpy_dtype
 
@@ -40,17 +40,8 @@ def build_plan(module: tvm.IRModule, target: GpuTarget) -> tuple[LaunchPlan, lis
     Raises:
         CompileError: a size is symbolic, or `main` does what no kernel does.
     """
-    hoisted = hoist_weights(module)
-    with target.tvm:
-        lowered = tvm.transform.Sequential(
-            [
-                relax.transform.RewriteDataflowReshape(),
-                relax.transform.ToNonDataflow(),
-                relax.transform.RemovePurityChecking(),
-                relax.transform.CallTIRRewrite(),
-                relax.transform.StaticPlanBlockMemory(),
-            ]
-        )(hoisted.module)
+    hoisted = plan_memory(module, target.tvm)
+    lowered = hoisted.module
     source, hosts = _generate(lowered, target)
     planner = _Planner(hosts)
     main = lowered["main"]
