@@ -9,7 +9,7 @@ from onnx import parser
 
 from leakyforge.errors import ArtifactFormatError, CompileError, DeviceError, InputError
 from leakyforge.kernels import compile
-from leakyforge.models import build
+from leakyforge.models import ZOO, build
 from leakyforge.runtime import Session, bench, check, read_artifact, verify
 from leakyforge.runtime import opencl as launcher
 from leakyforge.runtime.plan import Launch, LaunchPlan, parse_plan
@@ -25,8 +25,16 @@ SMALL = {
     "dcgan-generator": {"features": 8},
     "digits": {"batch": 3},
     "hifigan": {"version": 3, "frames": 2},
+    "melgan": {"frames": 4, "features": 4},
     "mlp": {"hidden": 24, "batch": 2},
+    "patchgan": {"size": 24, "features": 8},
+    "pix2pix-unet": {"size": 16, "depth": 3, "features": 8},
+    "resnet18": {"size": 32, "features": 4, "classes": 3},
     "rrdbnet": {"blocks": 1, "features": 16, "growth": 8, "height": 6, "width": 10},
+    "small-cnn": {"size": 24, "features": 4},
+    "speech-embedding": {"frames": 76, "features": 4},
+    "yolov2-tiny": {"size": 32, "features": 4, "classes": 2},
+    "yolov3": {"size": 32, "features": 4, "classes": 2},
     "yolov3-tiny": {"size": 64},
 }
 HEADER = '<ir_version: 8, opset_import: ["": 17]>'
@@ -40,6 +48,10 @@ def model(text):
 def leaky(tmp_path_factory):
     proto = model("g (float[5,7] x) => (float[5,7] y) { y = LeakyRelu <alpha = 0.2> (x) }")
     return compile(proto, "opencl", output=tmp_path_factory.mktemp("cl") / "leaky.lfa")
+
+
+def test_every_model_of_the_zoo_has_a_small_size():
+    assert SMALL.keys() == ZOO.keys()
 
 
 @pytest.mark.parametrize("name", SMALL)
