@@ -58,9 +58,9 @@ class ParityRecord:
 
     Attributes:
         result: "pass", or "not run".
-        cpu: the processor of the machine that compiled it.
+        cpu: the processor of the machine that compiled it, or the OpenCL device there.
         lacks: features that the variant needs and that processor lacks, or the instruction set
-            that it is for; why it was not run.
+            that it is for, or an OpenCL device; why it was not run.
         outputs: one record for each output of a variant that ran.
     """
 

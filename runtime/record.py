@@ -4,10 +4,11 @@ import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 
-from leakyforge.errors import ParityError
+from leakyforge.errors import DeviceError, MissingDependencyError, ParityError
 from leakyforge.runtime import cpu
 from leakyforge.runtime.artifact import Artifact, place_weights
 from leakyforge.runtime.manifest import OPENCL, Manifest, OutputRecord, ParityRecord
+from leakyforge.runtime.opencl import choose_device
 from leakyforge.runtime.parity import OutputParity, replay
 from leakyforge.runtime.tensors import Array
 from leakyforge.runtime.variants import missing_features
@@ -48,14 +49,19 @@ def record_parity(
 
 
 def _record(artifact: Artifact) -> ParityRecord:
-    machine = artifact.manifest.machine
-    if machine not in (OPENCL, cpu.machine()):
-        return ParityRecord("not run", cpu.model_name(), (f"instruction set {machine}",))
+    machine, here = artifact.manifest.machine, cpu.model_name()
+    if machine == OPENCL:
+        try:
+            here = str(choose_device().name)
+        except (DeviceError, MissingDependencyError):
+            return ParityRecord("not run", here, ("OpenCL device",))
+    elif machine != cpu.machine():
+        return ParityRecord("not run", here, (f"instruction set {machine}",))
     missing = missing_features(artifact.variant)
     if missing:
-        return ParityRecord("not run", cpu.model_name(), missing)
+        return ParityRecord("not run", here, missing)
     outputs = tuple(_output(artifact, row) for row in replay(artifact))
-    return ParityRecord("pass", cpu.model_name(), outputs=outputs)
+    return ParityRecord("pass", here, outputs=outputs)
 
 
 def _output(artifact: Artifact, row: OutputParity) -> OutputRecord:

@@ -10,7 +10,7 @@ from onnx import parser
 from leakyforge.errors import ArtifactFormatError, CompileError, DeviceError, InputError
 from leakyforge.kernels import compile
 from leakyforge.models import ZOO, build
-from leakyforge.runtime import Session, bench, check, read_artifact, verify
+from leakyforge.runtime import Session, bench, check, read_artifact, read_manifest, verify
 from leakyforge.runtime import opencl as launcher
 from leakyforge.runtime.plan import Launch, LaunchPlan, parse_plan
 
@@ -123,6 +123,20 @@ Session(sys.argv[1]).run(None, {"x": np.ones((5, 7), np.float32)})
 print(sorted(name for name in sys.modules if name in ("tvm", "tvm_ffi")))
 """
     assert run_python(script, leaky) == "[]\n"
+
+
+class TestRecord:
+    def test_names_the_device(self, leaky):
+        (variant,) = read_manifest(leaky).variants
+        assert variant.parity.result == "pass"
+        assert variant.parity.cpu == launcher.choose_device().name
+
+    def test_without_a_device_it_is_not_run(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(pyopencl, "get_platforms", list)
+        proto = model("g (float[2] x) => (float[2] y) { y = LeakyRelu (x) }")
+        path = compile(proto, "opencl", output=tmp_path / "m.lfa")
+        (variant,) = read_manifest(path).variants
+        assert (variant.parity.result, variant.parity.lacks) == ("not run", ("OpenCL device",))
 
 
 class TestErrors:
