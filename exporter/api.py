@@ -26,7 +26,6 @@ from leakyforge.exporter.keras_export import (
 )
 from leakyforge.exporter.onnx_file import read_onnx
 from leakyforge.exporter.provenance import stamp
-from leakyforge.exporter.simplify import simplify as simplified
 from leakyforge.exporter.sklearn_export import export_perceptron, is_perceptron
 from leakyforge.exporter.source import Source, sha256
 from leakyforge.exporter.torch_export import export_module, is_torch_module, is_torchscript
@@ -149,6 +148,9 @@ def export(
     checked = checked_model(source.proto, opset=opset)
     errors = verify(source, checked)
     if simplify:
+        # Not at the top: it loads onnxscript, which takes half a second.
+        from leakyforge.exporter.simplify import simplify as simplified
+
         checked = checked_model(simplified(checked))
     if dtype != "float32":
         checked = checked_model(convert(checked, dtype))

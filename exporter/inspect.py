@@ -14,9 +14,11 @@ from onnx.external_data_helper import load_external_data_for_tensor, uses_extern
 
 from leakyforge.errors import ModelError
 from leakyforge.exporter.check import ONNX_DOMAINS
+from leakyforge.exporter.shapes import value_shape
 from leakyforge.onnx_graph import (
     element_bytes,
     external_copy,
+    graph_inputs,
     is_small,
     model_flops,
     value_types,
@@ -97,12 +99,11 @@ def inspect_onnx(path: str | Path) -> OnnxSummary:
         if name in results
     }
     largest = max(activations, key=activations.__getitem__, default="")
-    constants = {tensor.name for tensor in graph.initializer}
     return OnnxSummary(
         path=str(path),
         producer=f"{proto.producer_name} {proto.producer_version}".strip() or "unknown",
         opsets={entry.domain or "ai.onnx": entry.version for entry in proto.opset_import},
-        inputs={value.name: _type(value) for value in graph.input if value.name not in constants},
+        inputs={value.name: _type(value) for value in graph_inputs(proto)},
         outputs={value.name: _type(value) for value in graph.output},
         operators=dict(Counter(map(_operator, graph.node)).most_common()),
         alphas={
@@ -136,12 +137,8 @@ def _operator(node: onnx.NodeProto) -> str:
 
 def _type(value: onnx.ValueInfoProto) -> str:
     """Type and shape of a graph value, as in `float32 1x3x416x416`."""
-    tensor = value.type.tensor_type
-    dtype = onnx.TensorProto.DataType.Name(tensor.elem_type).lower()
-    if not tensor.HasField("shape"):
+    dtype = onnx.TensorProto.DataType.Name(value.type.tensor_type.elem_type).lower()
+    shape = value_shape(value)
+    if shape is None:
         return f"{dtype} of unknown rank"
-    sizes = [
-        str(dim.dim_value) if dim.HasField("dim_value") else dim.dim_param or "?"
-        for dim in tensor.shape.dim
-    ]
-    return f"{dtype} {'x'.join(sizes) or 'scalar'}"
+    return f"{dtype} {'x'.join(map(str, shape)) or 'scalar'}"

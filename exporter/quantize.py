@@ -19,11 +19,9 @@ import onnx
 
 from leakyforge.errors import ExportError, InputError
 from leakyforge.exporter.check import ONNX_DOMAINS, check_bytes, one_line
-from leakyforge.onnx_graph import is_large, weight_bytes
+from leakyforge.onnx_graph import graph_inputs, input_range, is_large, weight_bytes
 
 Feeds = Mapping[str, npt.NDArray[np.generic]]
-# Of the model's metadata; the runtime draws its random inputs from the same.
-RANGE_PROPERTY = "leakyforge.input_range."
 
 
 @dataclass(frozen=True)
@@ -99,9 +97,7 @@ def calibration_feeds(model: onnx.ModelProto, samples: int = 64, seed: int = 0) 
         ExportError: an input is not of floating point, or its range is not LOW,HIGH.
     """
     generator = np.random.default_rng(seed)
-    ranges = {item.key: item.value for item in model.metadata_props}
-    weights = {tensor.name for tensor in model.graph.initializer}
-    inputs = [value for value in model.graph.input if value.name not in weights]
+    inputs = graph_inputs(model)
     feeds: list[Feeds] = []
     for _ in range(samples):
         arrays: dict[str, npt.NDArray[np.generic]] = {}
@@ -114,11 +110,11 @@ def calibration_feeds(model: onnx.ModelProto, samples: int = 64, seed: int = 0) 
                     "to calibrate with"
                 )
             shape = [dim.dim_value or 1 for dim in tensor.shape.dim]
-            low, high = _range(value.name, ranges.get(RANGE_PROPERTY + value.name))
+            bounds = input_range(model, value.name, ExportError)
             drawn = (
                 generator.standard_normal(shape)
-                if low is None
-                else generator.uniform(low, high, shape)
+                if bounds is None
+                else generator.uniform(*bounds, shape)
             )
             arrays[value.name] = np.asarray(drawn).astype(dtype)
         feeds.append(arrays)
@@ -189,16 +185,3 @@ def _keep_standard_domains(model: onnx.ModelProto) -> None:
     kept = [item for item in model.opset_import if item.domain in used]
     del model.opset_import[:]
     model.opset_import.extend(kept)
-
-
-def _range(name: str, text: str | None) -> tuple[float | None, float]:
-    """The declared range of an input; None first where there is none."""
-    if text is None:
-        return None, 0.0
-    try:
-        low, high = (float(part) for part in text.split(","))
-    except ValueError as error:
-        raise ExportError(
-            f"metadata {RANGE_PROPERTY}{name}={text!r} of the model is not LOW,HIGH"
-        ) from error
-    return low, high

@@ -22,7 +22,6 @@ from leakyforge.kernels.importer import import_onnx
 from leakyforge.kernels.link import export_library
 from leakyforge.kernels.onnx_model import (
     fix_shapes,
-    graph_inputs,
     load_onnx,
 )
 from leakyforge.kernels.pipeline import (
@@ -34,6 +33,7 @@ from leakyforge.kernels.pipeline import (
     schedule,
 )
 from leakyforge.kernels.target import CpuTarget, parse_targets
+from leakyforge.onnx_graph import graph_inputs, input_range
 from leakyforge.opsets import OLDEST_OF_ONNXRUNTIME, at_least
 from leakyforge.pins import TVM_PINS
 from leakyforge.runtime.artifact import (
@@ -44,7 +44,7 @@ from leakyforge.runtime.artifact import (
 )
 from leakyforge.runtime.manifest import Kernel, Manifest, Variant
 from leakyforge.runtime.record import record_parity
-from leakyforge.runtime.reference import RANGE_PROPERTY, load_reference, one_line, random_feeds
+from leakyforge.runtime.reference import load_reference, one_line, random_feeds
 from leakyforge.runtime.tensors import Array, TensorSpec
 
 STAGES = (
@@ -281,29 +281,11 @@ def _tvm_errors(module: tvm.IRModule) -> Iterator[None]:
 
 def _input_specs(proto: onnx.ModelProto, module: tvm.IRModule) -> tuple[TensorSpec, ...]:
     """Inputs under their ONNX names, with the shapes that were compiled."""
-    ranges = {
-        item.key.removeprefix(RANGE_PROPERTY): item.value
-        for item in proto.metadata_props
-        if item.key.startswith(RANGE_PROPERTY)
-    }
     specs = []
     for value, variable in zip(graph_inputs(proto), module["main"].params, strict=True):
-        low, high = _input_range(value.name, ranges.get(value.name))
+        low, high = input_range(proto, value.name, ModelError) or (None, None)
         specs.append(_spec(value.name, variable.ty, low=low, high=high))
     return tuple(specs)
-
-
-def _input_range(name: str, text: str | None) -> tuple[float | None, float | None]:
-    """Read a `low,high` out of the model's metadata."""
-    if text is None:
-        return None, None
-    try:
-        low, high = (float(part) for part in text.split(","))
-    except ValueError as error:
-        raise ModelError(
-            f"metadata {RANGE_PROPERTY}{name}={text!r} of the model is not LOW,HIGH"
-        ) from error
-    return low, high
 
 
 def _output_specs(folded: onnx.ModelProto, module: tvm.IRModule) -> tuple[TensorSpec, ...]:

@@ -13,7 +13,7 @@ from tvm.relax.frontend.onnx import from_onnx, onnx_frontend
 from leakyforge.errors import ModelError, UnsupportedOperatorError
 from leakyforge.exporter.shapes import value_shape
 from leakyforge.kernels.half import layer_name
-from leakyforge.kernels.onnx_model import graph_inputs
+from leakyforge.onnx_graph import graph_inputs
 
 _STANDARD_DOMAINS = ("", "ai.onnx")
 # Attribute of `main`: names of the layers of `LAYERS` in the ONNX graph, in order.

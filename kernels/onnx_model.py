@@ -70,12 +70,6 @@ def _check(proto: onnx.ModelProto, where: str) -> None:
     check_opset(proto, where)
 
 
-def graph_inputs(proto: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
-    """Inputs that a caller feeds: those without an initializer."""
-    constants = {tensor.name for tensor in proto.graph.initializer}
-    return [value for value in proto.graph.input if value.name not in constants]
-
-
 def fix_shapes(proto: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]) -> onnx.ModelProto:
     """A copy of the model whose inputs have the given shapes.
 

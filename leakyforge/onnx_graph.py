@@ -9,15 +9,45 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from leakyforge.errors import LeakyforgeError
+
 if TYPE_CHECKING:
     import onnx
 
+# Of a model's metadata: after it the name of an input; the value is LOW,HIGH.
+RANGE_PROPERTY = "leakyforge.input_range."
 # What protobuf serialises, less the room that the rest of a model takes.
 MAX_WEIGHT_BYTES = 2**31 - 2**24
 # Smaller tensors stay: shapes, axes and scales, whose values the passes read.
 _SMALL = 1024
 # Two elements in each byte.
 _PACKED = ("INT4", "UINT4", "FLOAT4E2M1")
+
+
+def graph_inputs(model: "onnx.ModelProto") -> "list[onnx.ValueInfoProto]":
+    """Inputs that a caller feeds: those without an initializer."""
+    constants = {tensor.name for tensor in model.graph.initializer}
+    return [value for value in model.graph.input if value.name not in constants]
+
+
+def input_range(
+    model: "onnx.ModelProto", name: str, error: type[LeakyforgeError]
+) -> tuple[float, float] | None:
+    """Least and greatest value that a model declares for an input; None where it does not.
+
+    Raises:
+        error: the metadata are not LOW,HIGH.
+    """
+    for item in model.metadata_props:
+        if item.key == RANGE_PROPERTY + name:
+            try:
+                low, high = (float(part) for part in item.value.split(","))
+            except ValueError as problem:
+                raise error(
+                    f"metadata {item.key}={item.value!r} of the model is not LOW,HIGH"
+                ) from problem
+            return low, high
+    return None
 
 
 def light_copy(model: "onnx.ModelProto") -> "onnx.ModelProto":

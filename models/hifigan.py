@@ -9,9 +9,8 @@ from dataclasses import dataclass
 import onnx
 
 from leakyforge.errors import ExportError
-from leakyforge.models.graph import GraphBuilder
 from leakyforge.models.options import DEFAULT_OPSET, checked_batch, checked_float, checked_int
-from leakyforge.models.random_weights import RandomWeights
+from leakyforge.models.random_network import Vocoder
 
 # The authors' program uses torch's default slope before the last convolution.
 LAST_ALPHA = 0.01
@@ -105,17 +104,8 @@ def hifigan(
     )
 
 
-class _HifiGan:
+class _HifiGan(Vocoder):
     """The parts of the network over a `GraphBuilder`."""
-
-    def __init__(self, *, alpha: float, seed: int) -> None:
-        self.graph = GraphBuilder()
-        self._alpha = alpha
-        self._weights = RandomWeights(alpha=alpha, seed=seed)
-
-    def leaky(self, x: str) -> str:
-        """LeakyRelu behind a node."""
-        return self.graph.leaky_relu(x, name=f"{x}_leaky", alpha=self._alpha)
 
     def conv(
         self, x: str, name: str, inputs: int, outputs: int, size: int, dilation: int = 1
@@ -125,14 +115,6 @@ class _HifiGan:
         bias = self._weights.uniform(-0.1, 0.1, outputs)
         pad = dilation * (size - 1) // 2
         return self.graph.conv(x, weight, name=name, bias=bias, pad=pad, dilation=dilation)
-
-    def upsample(self, x: str, name: str, channels: int, stride: int, size: int) -> str:
-        """Transposed convolution to `stride` times the length and half the channels."""
-        inputs = channels * size // stride
-        weight = self._weights.kernel(channels, channels // 2, size, inputs=inputs)
-        bias = self._weights.uniform(-0.1, 0.1, channels // 2)
-        pad = (size - stride) // 2
-        return self.graph.conv_transpose(x, weight, name=name, bias=bias, stride=stride, pad=pad)
 
     def residual(
         self, x: str, name: str, channels: int, size: int, dilations: tuple[tuple[int, ...], ...]

@@ -7,7 +7,6 @@ normalization is folded into the weights.
 
 import onnx
 
-from leakyforge.models.graph import GraphBuilder
 from leakyforge.models.options import (
     DEFAULT_OPSET,
     checked_batch,
@@ -15,7 +14,7 @@ from leakyforge.models.options import (
     checked_int,
     checked_opset,
 )
-from leakyforge.models.random_weights import RandomWeights
+from leakyforge.models.random_network import Vocoder
 
 RATES = (8, 8, 2, 2)
 DILATIONS = (1, 3, 9)
@@ -57,7 +56,7 @@ def melgan(
     x = net.conv("mel", "pre", mels, channels, 7)
     length = frames
     for stage, rate in enumerate(RATES):
-        x = net.upsample(net.leaky(x), f"up{stage}", channels, rate)
+        x = net.upsample(net.leaky(x), f"up{stage}", channels, rate, 2 * rate)
         channels, length = channels // 2, length * rate
         for dilation in DILATIONS:
             x = net.residual(x, f"stage{stage}_dilation{dilation}", channels, dilation)
@@ -71,17 +70,8 @@ def melgan(
     )
 
 
-class _MelGan:
+class _MelGan(Vocoder):
     """The parts of the network over a `GraphBuilder`."""
-
-    def __init__(self, *, alpha: float, seed: int) -> None:
-        self.graph = GraphBuilder()
-        self._alpha = alpha
-        self._weights = RandomWeights(alpha=alpha, seed=seed)
-
-    def leaky(self, x: str) -> str:
-        """LeakyRelu behind a node."""
-        return self.graph.leaky_relu(x, name=f"{x}_leaky", alpha=self._alpha)
 
     def conv(
         self, x: str, name: str, inputs: int, outputs: int, size: int, dilation: int = 1
@@ -93,14 +83,6 @@ class _MelGan:
         weight = self._weights.kernel(outputs, inputs, size, inputs=inputs * size, scale=0.7)
         bias = self._weights.uniform(-0.1, 0.1, outputs)
         return self.graph.conv(x, weight, name=name, bias=bias, dilation=dilation)
-
-    def upsample(self, x: str, name: str, channels: int, rate: int) -> str:
-        """Transposed convolution to `rate` times the length and half the channels."""
-        weight = self._weights.kernel(channels, channels // 2, 2 * rate, inputs=2 * channels)
-        bias = self._weights.uniform(-0.1, 0.1, channels // 2)
-        return self.graph.conv_transpose(
-            x, weight, name=name, bias=bias, stride=rate, pad=rate // 2
-        )
 
     def residual(self, x: str, name: str, channels: int, dilation: int) -> str:
         """Two convolutions behind LeakyRelu, and a 1 x 1 convolution around them."""

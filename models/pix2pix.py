@@ -9,7 +9,6 @@ convolutions have a bias is as in the authors' PyTorch program.
 import onnx
 
 from leakyforge.errors import ExportError
-from leakyforge.models.graph import GraphBuilder
 from leakyforge.models.options import (
     DEFAULT_OPSET,
     checked_batch,
@@ -17,7 +16,7 @@ from leakyforge.models.options import (
     checked_int,
     checked_opset,
 )
-from leakyforge.models.random_weights import RandomWeights
+from leakyforge.models.random_network import RandomNetwork
 
 COLORS = 3
 KERNEL = 4
@@ -136,17 +135,8 @@ def patchgan(
     )
 
 
-class _Pix2Pix:
+class _Pix2Pix(RandomNetwork):
     """The parts of both networks over a `GraphBuilder`; every kernel is 4 x 4."""
-
-    def __init__(self, *, alpha: float, seed: int) -> None:
-        self.graph = GraphBuilder()
-        self._alpha = alpha
-        self._weights = RandomWeights(alpha=alpha, seed=seed)
-
-    def leaky(self, x: str) -> str:
-        """LeakyRelu behind a node."""
-        return self.graph.leaky_relu(x, name=f"{x}_leaky", alpha=self._alpha)
 
     def down(
         self,

@@ -10,7 +10,6 @@ from typing import NamedTuple
 
 import onnx
 
-from leakyforge.models.graph import GraphBuilder
 from leakyforge.models.options import (
     DEFAULT_OPSET,
     checked_batch,
@@ -18,7 +17,7 @@ from leakyforge.models.options import (
     checked_int,
     checked_opset,
 )
-from leakyforge.models.random_weights import RandomWeights
+from leakyforge.models.random_network import RandomNetwork
 
 MELS = 32
 FRAMES = 76  # which make one embedding
@@ -84,13 +83,8 @@ def speech_embedding(
     )
 
 
-class _SpeechEmbedding:
+class _SpeechEmbedding(RandomNetwork):
     """The parts of the network over a `GraphBuilder`."""
-
-    def __init__(self, *, alpha: float, seed: int) -> None:
-        self.graph = GraphBuilder()
-        self._alpha = alpha
-        self._weights = RandomWeights(alpha=alpha, seed=seed)
 
     def conv(
         self,

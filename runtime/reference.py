@@ -12,10 +12,9 @@ from typing import Any
 import numpy as np
 
 from leakyforge.errors import InputError, MissingDependencyError, ModelError
-from leakyforge.onnx_graph import external_copy, is_large
+from leakyforge.onnx_graph import RANGE_PROPERTY, external_copy, is_large
 from leakyforge.runtime.tensors import Array, TensorSpec, numpy_dtype
 
-RANGE_PROPERTY = "leakyforge.input_range."
 # onnx.TensorProto.BFLOAT16; onnx itself is not imported here.
 _BFLOAT16 = 16
 

@@ -17,18 +17,17 @@ class GpuTarget:
     """A kind of device to compile for.
 
     Attributes:
-        name: of the variant, `opencl`.
-        machine: what the manifest calls it.
-        max_threads: work items of a group.
-        shared_bytes: memory that a group shares.
-        tvm: TVM's own target.
+        name: of the variant.
+        tvm: TVM's own target, with the limits that schedules keep to.
     """
 
     name: str
-    machine: str
-    max_threads: int
-    shared_bytes: int
     tvm: tvm.target.Target
+
+    @property
+    def machine(self) -> str:
+        """What the manifest calls the machine."""
+        return self.name
 
 
 def parse_gpu_target(text: str) -> GpuTarget | None:
@@ -36,11 +35,4 @@ def parse_gpu_target(text: str) -> GpuTarget | None:
     limits = _LIMITS.get(text)
     if limits is None:
         return None
-    device = {"kind": text, **limits}
-    return GpuTarget(
-        text,
-        text,
-        limits["max_num_threads"],
-        limits["max_shared_memory_per_block"],
-        tvm.target.Target(device, host="llvm"),
-    )
+    return GpuTarget(text, tvm.target.Target({"kind": text, **limits}, host="llvm"))

@@ -10,7 +10,8 @@ from onnx import TensorProto, helper, numpy_helper
 from leakyforge.errors import ModelError, ShapeError
 from leakyforge.exporter.shapes import value_shape
 from leakyforge.exporter.simplify import simplify
-from leakyforge.kernels.onnx_model import fix_shapes, graph_inputs, load_onnx
+from leakyforge.kernels.onnx_model import fix_shapes, load_onnx
+from leakyforge.onnx_graph import graph_inputs
 
 
 def operators(proto):

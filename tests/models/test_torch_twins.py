@@ -320,9 +320,8 @@ CASES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("name", "options", "network", "roundings"), CASES.values(), ids=CASES)
-def test_equals_torch(name, options, network, roundings):
-    model = build(name, batch=2, **options)
+def results(model, network):
+    """Outputs of a model in ONNX Runtime and of its twin in torch, on the same input, in pairs."""
     (value,) = model.graph.input
     shape = [dim.dim_value for dim in value.type.tensor_type.shape.dim]
     data = np.random.default_rng(0).random(shape, np.float32)
@@ -334,8 +333,12 @@ def test_equals_torch(name, options, network, roundings):
         references = network(Weights(model), torch.from_numpy(data))
     if isinstance(references, torch.Tensor):
         references = (references,)
-    for actual, reference in zip(outputs, references, strict=True):
-        desired = reference.numpy()
+    return list(zip(outputs, [each.numpy() for each in references], strict=True))
+
+
+@pytest.mark.parametrize(("name", "options", "network", "roundings"), CASES.values(), ids=CASES)
+def test_equals_torch(name, options, network, roundings):
+    for actual, desired in results(build(name, batch=2, **options), network):
         assert actual.shape == desired.shape
         assert 0.02 < desired.std() < 10
         atol = LAMBDA * np.sqrt(roundings) * 2.0**-24 * np.abs(desired).max()
