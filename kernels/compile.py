@@ -20,6 +20,7 @@ from leakyforge.kernels.gpu import GpuTarget, build_plan, parse_gpu_target, sche
 from leakyforge.kernels.half import add_up_in_float32
 from leakyforge.kernels.importer import import_onnx
 from leakyforge.kernels.link import export_library
+from leakyforge.kernels.lowering import PIPELINE
 from leakyforge.kernels.onnx_model import (
     fix_shapes,
     load_onnx,
@@ -254,7 +255,9 @@ def _build(
         hoisted = lower_to_vm(scheduled, target)
         on_stage("build")
         with target.tvm, our_elementary_functions():
-            executable = relax.build(hoisted.module, target.tvm, relax_pipeline=None)
+            executable = relax.build(
+                hoisted.module, target.tvm, relax_pipeline=None, tir_pipeline=PIPELINE
+            )
         on_stage("link")
         with tempfile.TemporaryDirectory(prefix="leakyforge-") as folder:
             path = Path(folder) / "library.so"

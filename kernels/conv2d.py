@@ -25,12 +25,14 @@ import numpy as np
 import numpy.typing as npt
 from tvm import s_tir, te, tirx
 
+from leakyforge.kernels.lowering import prefetch_panels
 from leakyforge.kernels.schedules import (
     PARALLEL_WORK,
     NoMatch,
     block_names,
     inline_consumers,
     inline_producers,
+    loop_extent,
     read_config,
     schedule_elementwise,
     total_work,
@@ -49,7 +51,7 @@ _FIRST_LEVEL_BYTES, _SECOND_LEVEL_RATE = 32 << 10, 32
 _EPILOGUE_CYCLES = 3.0
 # Bytes that all cores together read in a cycle, from memory (6 on Zen 4, 8 on Zen 5, of two cores)
 # and from a shared cache, and up to which size they are taken to lie there.
-_MEMORY_BYTES, _CACHE_BYTES, _SHARED_CACHE = 7.0, 24.0, 16 << 20
+_MEMORY_BYTES, _CACHE_BYTES, _SHARED_CACHE = 7.0, 24.0, 8 << 20
 
 
 @dataclass(frozen=True)
@@ -343,10 +345,13 @@ def schedule_conv2d(schedule: s_tir.Schedule, config: Conv2dConfig) -> None:
     schedule.reverse_compute_at(last, outer[-1])
     schedule.set_scope(block, 0, "local")
     # 4
+    passes = [loop_extent(schedule, loop) for loop in (n, y_outer, x_outer)]
     parallel = schedule.fuse(*(outer if config.weights_outer else outer[:-1]))
     depth = len(schedule.get_loops(block)) - len((i, j, k, *tile))
     if work >= PARALLEL_WORK:
         schedule.parallel(parallel)
+    if config.weights_outer:
+        prefetch_panels(schedule, [i, j, k], passes)
     # 5
     initial = schedule.decompose_reduction(block, i)
     vectorize_and_unroll(schedule, schedule.get_loops(initial)[depth:], config.lanes)

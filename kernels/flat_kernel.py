@@ -9,6 +9,7 @@ from leakyforge.errors import CompileError, InputError, TargetError
 from leakyforge.kernels.elementary import our_elementary_functions
 from leakyforge.kernels.elements import Element
 from leakyforge.kernels.flat import flat_function
+from leakyforge.kernels.lowering import PIPELINE
 from leakyforge.kernels.target import parse_target
 from leakyforge.runtime import cpu
 from leakyforge.runtime import threads as thread_count
@@ -68,7 +69,7 @@ class FlatKernel:
             }
         )
         with our_elementary_functions():
-            library = tvm.compile(module, cpu_target.tvm)
+            library = tvm.compile(module, cpu_target.tvm, tir_pipeline=PIPELINE)
         self._functions: dict[str, Callable[..., None]] = {
             name: library[name] for name in functions
         }

@@ -6,12 +6,14 @@ only what those others left there. So before each run as many bytes are copied a
 layers touch, then the input is written, both by the threads that run the layer. The algorithms take
 turns, so that a disturbance of the machine meets all of them; the first run of a turn, before which
 another algorithm's weights were read, is not counted. The least time of each algorithm is taken
-once another run confirms it; where the machine is too busy for that, nothing is measured.
+once another turn confirms it. Where the machine is too busy for that, the algorithms are compared
+within turns; where these do not agree, nothing is measured.
 """
 
 import math
+import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,17 +22,20 @@ from tvm import s_tir, te
 
 from leakyforge.kernels.algorithms import Algorithm
 from leakyforge.kernels.conv2d import Conv2dShape
+from leakyforge.kernels.lowering import PIPELINE
 from leakyforge.kernels.schedules import schedule_elementwise
 from leakyforge.kernels.sources import Read
 from leakyforge.kernels.target import CpuTarget
 from leakyforge.runtime.tvm_runtime import set_threads
 
 # Runs in a turn, the first of which is not counted.
-_TURN = 4
-# Counted runs of each algorithm, at least, and seconds for each after which it is given up.
-_LEAST_RUNS, _MOST_SECONDS = 6, 0.25
+_TURN = 3
+# Turns, at least, and seconds for each algorithm after which no more are taken.
+_LEAST_TURNS, _MOST_SECONDS = 4, 0.3
 # Share by which the two least times of an algorithm may differ.
 NOISE = 0.03
+# Share of the turns in which the fastest must not be slower than the first.
+_AGREE = 0.75
 # More than last-level caches hold: copying more changes nothing.
 _MOST_BETWEEN = 64 << 20
 
@@ -100,18 +105,18 @@ def _time(
         except s_tir.ScheduleError:
             # The pipeline would leave such a kernel's loops as they were.
             continue
-    samples: dict[int, list[float]] = {index: [] for index in runs}
+    turns: dict[int, list[float]] = {index: [] for index in runs}
     deadline = time.perf_counter() + _MOST_SECONDS * len(runs)
-    while not all(_is_confirmed(times) for times in samples.values()):
+    while not all(_is_confirmed(times) for times in turns.values()):
         if time.perf_counter() > deadline:
-            return None
+            return _paired(turns, len(candidates))
         for index, run in runs.items():
-            samples[index] += _turn(run, before)
-    return [min(samples[index]) if index in runs else math.inf for index in range(len(candidates))]
+            turns[index].append(_turn(run, before))
+    return [min(turns[index]) if index in runs else math.inf for index in range(len(candidates))]
 
 
-def _turn(run: Run, before: Sequence[Run]) -> list[float]:
-    """Seconds of the runs of one turn that count."""
+def _turn(run: Run, before: Sequence[Run]) -> float:
+    """The least seconds of the runs of one turn that count."""
     times = []
     for _ in range(_TURN):
         for copy in before:
@@ -119,15 +124,36 @@ def _turn(run: Run, before: Sequence[Run]) -> list[float]:
         start = time.perf_counter()
         run()
         times.append(time.perf_counter() - start)
-    return times[1:]
+    return min(times[1:])
 
 
 def _is_confirmed(times: Sequence[float]) -> bool:
-    """Whether a second run took about the least time."""
-    if len(times) < _LEAST_RUNS:
+    """Whether another turn took about the least time."""
+    if len(times) < _LEAST_TURNS:
         return False
     least, second, *_ = sorted(times)
     return second <= (1 + NOISE) * least
+
+
+def _paired(turns: Mapping[int, Sequence[float]], count: int) -> list[float] | None:
+    """Median seconds by comparison within turns, None where the turns do not agree on the fastest.
+
+    A disturbance that lasts longer than a turn slows all algorithms of that turn.
+    """
+    if min(len(times) for times in turns.values()) < _LEAST_TURNS:
+        return None
+    first = next(iter(turns))
+    ratios = {
+        index: [time / beside for time, beside in zip(times, turns[first], strict=True)]
+        for index, times in turns.items()
+    }
+    medians = {index: statistics.median(each) for index, each in ratios.items()}
+    fastest = min(medians, key=lambda index: medians[index])
+    wins = sum(ratio <= 1 for ratio in ratios[fastest])
+    if wins < _AGREE * len(ratios[fastest]):
+        return None
+    seconds = statistics.median(turns[first])
+    return [seconds * medians.get(index, math.inf) for index in range(count)]
 
 
 def _build(
@@ -141,7 +167,7 @@ def _build(
     output = define(layer.read(*data), packed)
     schedule = s_tir.Schedule(te.create_prim_func([*data, packed, output]))
     algorithm.schedule(schedule)
-    kernel = tvm.compile(schedule.mod, target=target.tvm)["main"]
+    kernel = tvm.compile(schedule.mod, target=target.tvm, tir_pipeline=PIPELINE)["main"]
     weights = _random([int(size) for size in packed.shape], dtype)
     result = _random([int(size) for size in output.shape], dtype)
     return lambda: kernel(*inputs, weights, result)
@@ -154,7 +180,7 @@ def _copy_onto(tensor: tvm.runtime.Tensor, target: CpuTarget) -> Run:
     schedule = s_tir.Schedule(te.create_prim_func([source, copied]))
     lanes = target.lane_choices(4)[0]
     schedule_elementwise(schedule, schedule.get_sblock("copy"), lanes)
-    kernel = tvm.compile(schedule.mod, target=target.tvm)["main"]
+    kernel = tvm.compile(schedule.mod, target=target.tvm, tir_pipeline=PIPELINE)["main"]
     other = tvm.runtime.tensor(tensor.numpy())
     return lambda: kernel(other, tensor)
 

@@ -48,6 +48,7 @@ from leakyforge.kernels.conv2d import (
     read_cycles,
     whole,
 )
+from leakyforge.kernels.lowering import prefetch_panels
 from leakyforge.kernels.schedules import (
     NoMatch,
     block_names,
@@ -458,13 +459,16 @@ def _schedule_product(
     tile = [y_inner, x_inner, vector, lane]
     schedule.reorder(g, n, c_outer, y_outer, x_outer, k, *tile)
     write = schedule.cache_write(block, 0, "local")
-    schedule.reverse_compute_at(write, x_outer, preserve_unit_loops=True)
+    passes = [loop_extent(schedule, loop) for loop in (y_outer, x_outer)]
+    panels = schedule.fuse(c_outer, y_outer, x_outer)
+    schedule.reverse_compute_at(write, panels, preserve_unit_loops=True)
     for loop in tile[:-1]:
         schedule.unroll(loop)
     schedule.vectorize(lane)
     if outer == 0:
         schedule.parallel(g)
-    depth = outer + 5
+        prefetch_panels(schedule, [k], passes)
+    depth = outer + 3
     initial = schedule.decompose_reduction(block, k)
     vectorize_and_unroll(schedule, schedule.get_loops(initial)[depth:], config.lanes)
     vectorize_and_unroll(schedule, schedule.get_loops(write)[depth:], config.lanes)

@@ -168,13 +168,17 @@ class TestStopwatch:
         assert len(times) == len(found)
         assert all(0 < each < 1 for each in times)
 
-    def test_gives_up_where_nothing_repeats(self, monkeypatch):
-        monkeypatch.setattr(measure, "_measured", {})
-        monkeypatch.setattr(measure, "NOISE", -1.0)
-        monkeypatch.setattr(measure, "_MOST_SECONDS", 0.01)
-        shape = dataclasses.replace(SHAPE, height=4, width=4, in_channels=32)
-        found, _ = algorithms(shape, HOST, 32, strict=False)
-        assert Stopwatch(HOST, 0).seconds(layer_of(shape), found) is None
+    def test_compares_within_turns_where_nothing_repeats(self):
+        # What slows the machine for some turns slows all algorithms.
+        turns = {0: [2.0, 4.0, 2.0, 4.0, 3.0], 2: [1.0, 2.0, 1.2, 2.0, 1.5]}
+        assert measure._paired(turns, 3) == [3.0, math.inf, 1.5]
+
+    def test_gives_up_where_turns_do_not_agree(self):
+        turns = {0: [2.0, 2.0, 2.0, 2.0, 2.0], 1: [1.0, 1.0, 1.0, 3.0, 3.0]}
+        assert measure._paired(turns, 2) is None
+
+    def test_gives_up_after_too_few_turns(self):
+        assert measure._paired({0: [2.0, 2.0], 1: [1.0, 1.0]}, 2) is None
 
 
 class TestCompile:
