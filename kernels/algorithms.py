@@ -198,7 +198,7 @@ def algorithms(
     direct = heuristic_config(shape, target)
     found = [Algorithm(direct, direct_cycles(shape, direct, target))]
     refused = []
-    dot = dot_config(shape, target)
+    dot = NoMatch("a pool is fused behind it") if shape.pooled else dot_config(shape, target)
     if isinstance(dot, DotConfig):
         found.append(Algorithm(dot, dot_cycles(shape, dot, target)))
     elif shape.out_channels < direct.lanes:

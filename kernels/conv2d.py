@@ -98,7 +98,8 @@ class Conv2dShape:
     """Sizes of one convolution, channels last; the batch may be symbolic and is not among them.
 
     The channels are in `groups`. `transposed_products` are the products of the transposed
-    convolution whose phases it computes, if any.
+    convolution whose phases it computes, if any. Where it is `pooled`, a maximum of 2x2 outputs is
+    fused behind it: tiles then hold whole windows.
     """
 
     height: int
@@ -112,6 +113,7 @@ class Conv2dShape:
     itemsize: int
     transposed_products: int | None = None
     groups: int = 1
+    pooled: bool = False
 
     @property
     def products(self) -> int:
@@ -181,6 +183,10 @@ def _cuts_a_tile(shape: Conv2dShape, config: Conv2dConfig) -> bool:
 
 def _pixel_tiles(shape: Conv2dShape, limit: int) -> list[tuple[int, int]]:
     """Tiles with at most `limit` pixels; of several rows only where these are whole."""
+    if shape.pooled:
+        # Whole windows in whole tiles: a cut one would read outputs that no tile computes.
+        columns = range(2, max(2, limit // 2) + 1, 2)
+        return [(2, each) for each in columns if shape.out_width % each == 0 and 2 * each <= limit]
     tiles = [(1, columns) for columns in range(1, min(limit, shape.out_width) + 1)]
     if shape.out_width < limit:
         most = min(limit // shape.out_width, shape.out_height)

@@ -25,13 +25,15 @@ from leakyforge.kernels.conv_transpose import (
 )
 from leakyforge.kernels.importer import LAYER_NAMES, LAYERS
 from leakyforge.kernels.measure import Layer, Stopwatch
+from leakyforge.kernels.pooled import find_pools, lower_pool
 from leakyforge.kernels.schedules import NoMatch
 from leakyforge.kernels.sources import Source, find_source
 from leakyforge.kernels.strassen import strassen, strassen_config, strassen_weights
 from leakyforge.kernels.target import CpuTarget
 from leakyforge.kernels.views import conv1d, matmul
 
-Legalize = Callable[[relax.BlockBuilder, relax.Call], relax.Expr]
+# Of a call, and whether a 2x2 maximum pool alone reads what it gives (`pooled`).
+Legalize = Callable[[relax.BlockBuilder, relax.Call, bool], relax.Expr]
 # Of a layer in words, its sizes, and the input channels that lie together in memory.
 Choose = Callable[[str, Layer, int], tuple[Algorithm, Choice]]
 
@@ -99,7 +101,7 @@ def _weight(call: relax.Call, layouts: tuple[str, str]) -> npt.NDArray[np.generi
 def legalize_conv2d(target: CpuTarget, choose_algorithm: Choose) -> Legalize:
     """Lower `relax.nn.conv2d` and `conv1d` with constant weights, channels last."""
 
-    def legalize(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
+    def legalize(builder: relax.BlockBuilder, call: relax.Call, is_pooled: bool) -> relax.Expr:
         data, attributes = call.args[0], call.attrs
         sizes = _static_sizes(data.ty)
         is_1d = len(attributes.strides) == 1
@@ -124,6 +126,7 @@ def legalize_conv2d(target: CpuTarget, choose_algorithm: Choose) -> Legalize:
             padding=(top, left, bottom, right),
             itemsize=constant.dtype.itemsize,
             groups=int(attributes.groups),
+            pooled=is_pooled,
         )
         layer = words.convolution(shape, is_1d=is_1d)
         if is_1d:
@@ -213,7 +216,7 @@ def legalize_conv_transpose(
 ) -> Legalize:
     """Lower `relax.nn.conv2d_transpose` and `conv1d_transpose` with constant weights."""
 
-    def legalize(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
+    def legalize(builder: relax.BlockBuilder, call: relax.Call, _: bool) -> relax.Expr:
         data, attributes = call.args[0], call.attrs
         sizes, results = _static_sizes(data.ty), _static_sizes(call.ty)
         is_1d = len(attributes.strides) == 1
@@ -258,7 +261,7 @@ def legalize_conv_transpose(
 def legalize_matmul(target: CpuTarget, *, strict: bool) -> Legalize:
     """Lower `relax.matmul` of a matrix with a constant one: rows as pixels, a 1x1 kernel."""
 
-    def legalize(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
+    def legalize(builder: relax.BlockBuilder, call: relax.Call, _: bool) -> relax.Expr:
         left, right = call.args
         constant = _constant_value(right)
         if (
@@ -293,23 +296,30 @@ def legalize_matmul(target: CpuTarget, *, strict: bool) -> Legalize:
 class _Lowering(PyExprMutator):  # type: ignore[misc]
     """Lowers calls of some operators while those above them are still operators.
 
-    The calls get the spans, in their order.
+    The calls get the spans, in their order. Pools are lowered if `find_pools` names them.
     """
 
     def __init__(
-        self, module: tvm.IRModule, lower: dict[str, Legalize], spans: Iterator[tvm.ir.Span | None]
+        self,
+        module: tvm.IRModule,
+        lower: dict[str, Legalize],
+        spans: Iterator[tvm.ir.Span | None],
     ) -> None:
         super().__init__(module)
         self.lower = lower
         self.spans = spans
+        self.pooled, self.pools = find_pools(module["main"])
 
     def visit_call_(self, op: relax.Call) -> relax.Expr:
         call = self.visit_expr_post_order(op)
+        if any(op.same_as(pool) for pool in self.pools):
+            return lower_pool(self.builder_, call)
         lower = self.lower.get(getattr(call.op, "name", ""))
         if lower is None:
             return call
         named = relax.Call(call.op, call.args, call.attrs, call.ty_args, next(self.spans))
-        return lower(self.builder_, self.builder_.normalize(named))
+        is_pooled = any(op.same_as(convolution) for convolution in self.pooled)
+        return lower(self.builder_, self.builder_.normalize(named), is_pooled)
 
 
 def _calls(module: tvm.IRModule, names: Iterable[str]) -> list[relax.Call]:

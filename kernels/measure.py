@@ -23,6 +23,7 @@ from tvm import s_tir, te
 from leakyforge.kernels.algorithms import Algorithm
 from leakyforge.kernels.conv2d import Conv2dShape
 from leakyforge.kernels.lowering import PIPELINE
+from leakyforge.kernels.pooled import max_pool
 from leakyforge.kernels.schedules import schedule_elementwise
 from leakyforge.kernels.sources import Read
 from leakyforge.kernels.target import CpuTarget
@@ -165,6 +166,8 @@ def _build(
     packed = te.placeholder(algorithm.packed_shape(layer.shape), dtype)
     define = algorithm.define(layer.shape, {}, copies=layer.copies)
     output = define(layer.read(*data), packed)
+    if layer.shape.pooled:
+        output = max_pool(output)
     schedule = s_tir.Schedule(te.create_prim_func([*data, packed, output]))
     algorithm.schedule(schedule)
     kernel = tvm.compile(schedule.mod, target=target.tvm, tir_pipeline=PIPELINE)["main"]

@@ -17,6 +17,7 @@ from leakyforge.kernels.legalize import (
     takes_transposed,
 )
 from leakyforge.kernels.log_softmax import legalize_log_softmax
+from leakyforge.kernels.pooled import MarkPools
 from leakyforge.kernels.reduction import match_reduction
 from leakyforge.kernels.schedules import NoMatch, match_elementwise, match_pool
 from leakyforge.kernels.strassen import match_strassen
@@ -121,6 +122,7 @@ def fuse(module: tvm.IRModule, target: tvm.target.Target) -> tvm.IRModule:
                     }
                 ),
                 relax.transform.AnnotateTIROpPattern(),
+                MarkPools(),
                 relax.transform.FoldConstant(),
                 relax.transform.FuseOps(),
                 relax.transform.FuseTIR(),

@@ -204,6 +204,7 @@ def winograd_configs(
     return [
         config
         for outputs in _OUTPUTS[kernel]
+        if outputs % 2 == 0 or not shape.pooled
         for config in _configs(shape, target, outputs, kernel, granule)
     ]
 
@@ -409,13 +410,17 @@ def schedule_winograd(schedule: s_tir.Schedule, config: WinogradConfig) -> None:
     output = schedule.get_sblock("output")
     # 1
     pads = inline_producers(schedule, half, keep="pad")
+    _, rows, _, _ = schedule.get_loops(schedule.get_sblock("crop"))
+    height = loop_extent(schedule, rows) or 1
     last = inline_consumers(schedule, output)
     # 2
     n, y, x, c = schedule.get_loops(last)
-    y_block, y_tile, y_inner = schedule.split(y, [None, config.rows, config.outputs])
+    # Outputs of a tile in a row, which a pool behind it halves.
+    outputs = config.outputs * (loop_extent(schedule, y) or 1) // height
+    y_block, y_tile, y_inner = schedule.split(y, [None, config.rows, outputs])
     # Without blocks, one that is as wide as the output.
-    columns = config.block or math.ceil((loop_extent(schedule, x) or 1) / config.outputs)
-    x_block, x_tile, x_inner = schedule.split(x, [None, columns, config.outputs])
+    columns = config.block or math.ceil((loop_extent(schedule, x) or 1) / outputs)
+    x_block, x_tile, x_inner = schedule.split(x, [None, columns, outputs])
     c_outer, lane = schedule.split(c, [None, config.lanes])
     schedule.reorder(n, y_block, x_block, y_tile, x_tile, c_outer, y_inner, x_inner, lane)
     for stage in (output, half_output):

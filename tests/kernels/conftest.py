@@ -6,6 +6,7 @@ import tvm
 from tvm import s_tir, te
 
 from leakyforge.kernels import parse_target
+from leakyforge.kernels.lowering import PIPELINE
 
 
 @pytest.fixture
@@ -20,7 +21,9 @@ def run_kernel():
         output = definition(*inputs)
         attempt = s_tir.Schedule(te.create_prim_func([*inputs, output]))
         schedule(attempt)
-        kernel = tvm.compile(attempt.mod, target=parse_target("cpu").tvm)["main"]
+        kernel = tvm.compile(attempt.mod, target=parse_target("cpu").tvm, tir_pipeline=PIPELINE)[
+            "main"
+        ]
         shape = tuple(int(size) for size in output.shape)
         result = tvm.runtime.tensor(np.full(shape, np.nan, arrays[0].dtype))
         kernel(*map(tvm.runtime.tensor, arrays), result)

@@ -53,8 +53,14 @@ def test_other_operators_have_no_reasons_of_convolutions(yolo):
     assert transposition.choice is None
     assert transposition.reasons == ""
     pool = next(report for report in yolo if report.rule == "pool")
-    assert pool.layer == "max_pool2d, 1x64x64x16 -> 1x32x32x16"
+    # Of the one that a route reads too; the first four are in their convolutions.
+    assert pool.layer == "max_pool2d, 1x4x4x256 -> 1x2x2x256"
     assert pool.reasons == ""
+
+
+def test_a_pool_is_fused_behind_its_convolution(yolo):
+    pooled = [report.output for report in yolo if "max_pool2d" in report.epilogue]
+    assert pooled == ["layer0_norm", "layer2_norm", "layer4_norm", "layer6_norm"]
 
 
 def test_an_addition_is_no_bias(tmp_path):
