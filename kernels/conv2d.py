@@ -45,8 +45,15 @@ BLOCK = "leakyforge_conv2d"
 CONFIG = "leakyforge.conv2d"
 # And the products of the definition, for each step of the outermost axis of its loops.
 PRODUCTS = "leakyforge.products"
-# Bytes of a core's first-level cache, and bytes that it takes from the second level in a cycle.
-_FIRST_LEVEL_BYTES, _SECOND_LEVEL_RATE = 32 << 10, 32
+# Bytes that stay in a core's first-level cache beside its input, and in its second level.
+_FIRST_LEVEL_BYTES, _SECOND_LEVEL_BYTES = 16 << 10, 512 << 10
+# Bytes that a core takes in a cycle from its second-level cache, and from a shared one.
+_SECOND_LEVEL_RATE, _SHARED_LEVEL_RATE = 22, 16
+# Cycles of a step of the sum beside its multiply-adds.
+_STEP_CYCLES = 0.3
+# Accumulators of one vector that LLVM keeps in place on x86-64 with 16 registers. With more, it
+# writes each sum over its broadcast input and moves it back through memory, at half the speed.
+_ONE_VECTOR_ACCUMULATORS = 6
 # Cycles of the epilogue for a vector of outputs, as wide as `multiply_add_bits`.
 _EPILOGUE_CYCLES = 3.0
 # Bytes that all cores together read in a cycle, from memory (6 on Zen 4, 8 on Zen 5, of two cores)
@@ -213,10 +220,16 @@ def estimated_cycles(shape: Conv2dShape, config: Conv2dConfig, target: CpuTarget
     loads = (broadcasts + config.vectors) / 2
     steps = shape.in_channels * math.prod(shape.kernel)
     if config.channels * steps * shape.itemsize > _FIRST_LEVEL_BYTES:
-        # Then every tile of pixels reads its weights from the second-level cache.
-        loads = max(loads, config.vectors * bits / 8 / _SECOND_LEVEL_RATE)
+        # Then every tile of pixels reads its weights from a cache further away.
+        weights = shape.out_channels * steps * shape.itemsize
+        is_near = config.weights_outer or weights <= _SECOND_LEVEL_BYTES
+        rate = _SECOND_LEVEL_RATE if is_near else _SHARED_LEVEL_RATE
+        loads = max(loads, config.vectors * bits / 8 / rate)
+    multiply_adds = config.accumulators * each
+    if config.vectors == 1 and config.accumulators > _ONE_VECTOR_ACCUMULATORS:
+        multiply_adds *= 2 if target.vector_registers == 16 else 1
     # A multiply-add has a latency of four cycles: fewer accumulators than that leave gaps.
-    return tiles * max(config.accumulators * each, loads, 4.0)
+    return tiles * (max(multiply_adds, loads, 4.0) + _STEP_CYCLES)
 
 
 def direct_cycles(shape: Conv2dShape, config: Conv2dConfig, target: CpuTarget) -> float:

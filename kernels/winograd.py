@@ -76,9 +76,10 @@ _POINTS = (
 # Bytes of transformed weights up to which reading them for every block was not slower than stages
 # one after the other, measured on Zen 5 and for AVX2 there.
 _CACHED_WEIGHTS = 2 << 20
-# Tiles in a block, at least: V and M then fit a second-level cache of 512 KiB, whose weights are
-# used eight times.
-_BLOCK_TILES = 8
+# Tiles in a block, at least. V and M then fit a second-level cache of 512 KiB, and weights from
+# further away are used eight times; those that lie there too are used by fewer tiles,
+# whose V and M are nearer (Zen 3: a tenth faster at 32 to 64 channels).
+_BLOCK_TILES, _FEW_TILES, _NEAR_WEIGHTS = 8, 4, 384 << 10
 # Cycles to transform one place of one vector of channels, for each row of the matrices; measured
 # for F(4, 3), with six of them, on Zen 4 and 5.
 _TRANSFORM_CYCLES = 1.33
@@ -218,6 +219,8 @@ def _configs(
     lanes = widest_lanes(shape.out_channels, target, shape.itemsize)
     # Whole vectors and register tiles only: what crops them would be scalar code.
     fitting = (v for v in range(product.vectors, 0, -1) if shape.out_channels % (v * lanes) == 0)
+    weights = _weight_bytes(shape, outputs + kernel - 1)
+    least = _FEW_TILES if weights <= _NEAR_WEIGHTS else _BLOCK_TILES
     config = WinogradConfig(
         outputs,
         kernel,
@@ -228,15 +231,19 @@ def _configs(
         widest_lanes(granule, target, shape.itemsize),
         product.registers,
         # No wider than the output: what is beyond it would be computed too.
-        block=whole(min(math.ceil(_BLOCK_TILES / product.rows), tiles.width), product.columns),
+        block=whole(min(math.ceil(least / product.rows), tiles.width), product.columns),
     )
     return config, replace(config, block=0)
 
 
-def _weight_bytes(shape: Conv2dShape, config: WinogradConfig) -> int:
-    """Bytes of the transformed weights."""
-    phases = math.prod(shape.strides)
-    return config.size**2 * phases * shape.in_channels * shape.out_channels * shape.itemsize
+def _channels(shape: Conv2dShape) -> int:
+    """Input channels of all phases."""
+    return math.prod(shape.strides) * shape.in_channels
+
+
+def _weight_bytes(shape: Conv2dShape, size: int) -> int:
+    """Bytes of the transformed weights, in places of `size` x `size`."""
+    return size**2 * _channels(shape) * shape.out_channels * shape.itemsize
 
 
 def winograd_cycles(shape: Conv2dShape, target: CpuTarget, config: WinogradConfig) -> float:
@@ -245,13 +252,13 @@ def winograd_cycles(shape: Conv2dShape, target: CpuTarget, config: WinogradConfi
     product = Conv2dConfig(
         config.rows, config.columns, config.vectors, config.lanes, config.registers, True
     )
-    steps = math.prod(shape.strides) * shape.in_channels
+    steps = _channels(shape)
     vectors = steps / config.input_lanes + shape.out_channels / config.lanes
     # The last block may reach beyond the output.
     tiles = replace(tiles, width=whole(tiles.width, config.block or config.columns))
     each = estimated_cycles(tiles, product, target) * steps
     each += _TRANSFORM_CYCLES * config.size * tiles.height * tiles.width * vectors
-    cycles, weights = config.size**2 * each, _weight_bytes(shape, config)
+    cycles, weights = config.size**2 * each, _weight_bytes(shape, config.size)
     if not config.block:
         # V and M are written, for which their lines are fetched first, and read again.
         channels = steps + shape.out_channels
