@@ -15,8 +15,14 @@ from leakyforge.exporter.rounding import quantisations, rounding_steps
 from leakyforge.exporter.simplify import simplify
 from leakyforge.kernels.elementary import our_elementary_functions
 from leakyforge.kernels.explain import LayerReport, report_layers
-from leakyforge.kernels.flops import kernel_record
-from leakyforge.kernels.gpu import GpuTarget, build_plan, parse_gpu_target, schedule_gpu
+from leakyforge.kernels.flops import definition_flops, device_flops, kernel_record
+from leakyforge.kernels.gpu import (
+    GpuTarget,
+    build_cubin,
+    build_plan,
+    parse_gpu_target,
+    schedule_gpu,
+)
 from leakyforge.kernels.half import add_up_in_float32
 from leakyforge.kernels.importer import import_onnx
 from leakyforge.kernels.link import export_library
@@ -43,7 +49,7 @@ from leakyforge.runtime.artifact import (
     pack_weights,
     write_artifact,
 )
-from leakyforge.runtime.manifest import Kernel, Manifest, Variant
+from leakyforge.runtime.manifest import CUDA, Kernel, Manifest, Variant
 from leakyforge.runtime.record import record_parity
 from leakyforge.runtime.reference import load_reference, one_line, random_feeds
 from leakyforge.runtime.tensors import Array, TensorSpec
@@ -86,7 +92,8 @@ def compile(
     Args:
         source: an ONNX file, or a model in memory.
         target: `cpu` (this machine), `cpu:NAME`, `cpu:fat` (a variant for each of several
-            processors), a TVM target in JSON, or `opencl`.
+            processors), a TVM target in JSON, `opencl`, or `cuda:sm_80` with any architecture
+            that nvcc knows.
         output: the artifact's path; by default the source's, ending in `.lfa`.
         shapes: a size for every dimension of the named inputs; symbolic dimensions of the others
             stay symbolic.
@@ -107,6 +114,7 @@ def compile(
         ModelError: the model cannot be read, checked or imported (see its subclasses).
         ShapeError: a shape does not fit.
         TargetError: the target is unknown.
+        MissingDependencyError: a CUDA target without nvcc.
         CompileError: the precision is unknown, or TVM fails on the graph.
         ParityError: the code differs from ONNX Runtime on the reference inputs.
         ArtifactError: the artifact cannot be written; a file of that name is left as it was.
@@ -202,10 +210,19 @@ def _build_gpu(
     with _tvm_errors(module):
         on_stage("fuse")
         fused = fuse(module, target.tvm)
+        # Before scheduling, which replaces the functions in the module.
+        defined = definition_flops(fused)
         on_stage("schedule")
         scheduled = schedule_gpu(fused, target)
         on_stage("build")
-        plan, weights = build_plan(scheduled, target)
+        plan, weights, origins = build_plan(scheduled, target)
+        flops = {name: device_flops(count, scheduled[name]) for name, count in defined.items()}
+        kernels = [
+            Kernel(launch.kernel, None, None, *flops[each.function][each.position], each.bytes_moved)
+            for launch, each in zip(plan.launches, origins, strict=True)
+        ]
+        if target.machine == CUDA:
+            plan, kernels = build_cubin(plan, kernels, target.name)
     specs, members = pack_weights(weights)
     library, name = plan.to_json(), f"library/{target.name}.json"
     variant = Variant(
@@ -217,7 +234,7 @@ def _build_gpu(
         library=name,
         library_size=len(library),
         weights=specs,
-        kernels=(),
+        kernels=tuple(kernels),
     )
     return variant, {name: library, **members}, fused
 
