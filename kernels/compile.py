@@ -2,7 +2,7 @@
 
 import contextlib
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 
@@ -15,9 +15,10 @@ from leakyforge.exporter.rounding import quantisations, rounding_steps
 from leakyforge.exporter.simplify import simplify
 from leakyforge.kernels.elementary import our_elementary_functions
 from leakyforge.kernels.explain import LayerReport, report_layers
-from leakyforge.kernels.flops import definition_flops, device_flops, kernel_record
+from leakyforge.kernels.flops import device_flops, kernel_record
 from leakyforge.kernels.gpu import (
     GpuTarget,
+    Origin,
     build_cubin,
     build_plan,
     parse_gpu_target,
@@ -50,6 +51,7 @@ from leakyforge.runtime.artifact import (
     write_artifact,
 )
 from leakyforge.runtime.manifest import CUDA, Kernel, Manifest, Variant
+from leakyforge.runtime.plan import LaunchPlan
 from leakyforge.runtime.record import record_parity
 from leakyforge.runtime.reference import load_reference, one_line, random_feeds
 from leakyforge.runtime.tensors import Array, TensorSpec
@@ -210,17 +212,11 @@ def _build_gpu(
     with _tvm_errors(module):
         on_stage("fuse")
         fused = fuse(module, target.tvm)
-        # Before scheduling, which replaces the functions in the module.
-        defined = definition_flops(fused)
         on_stage("schedule")
         scheduled = schedule_gpu(fused, target)
         on_stage("build")
         plan, weights, origins = build_plan(scheduled, target)
-        flops = {name: device_flops(count, scheduled[name]) for name, count in defined.items()}
-        kernels = [
-            Kernel(launch.kernel, None, None, *flops[each.function][each.position], each.bytes_moved)
-            for launch, each in zip(plan.launches, origins, strict=True)
-        ]
+        kernels = _launch_records(fused, scheduled, plan, origins)
         if target.machine == CUDA:
             plan, kernels = build_cubin(plan, kernels, target.name)
     specs, members = pack_weights(weights)
@@ -237,6 +233,26 @@ def _build_gpu(
         kernels=tuple(kernels),
     )
     return variant, {name: library, **members}, fused
+
+
+def _launch_records(
+    fused: tvm.IRModule, scheduled: tvm.IRModule, plan: LaunchPlan, origins: Sequence[Origin]
+) -> list[Kernel]:
+    """A record for each launch of a plan."""
+    flops = {
+        name: device_flops(fused[name], scheduled[name])
+        for name in {origin.function for origin in origins}
+    }
+    return [
+        Kernel(
+            launch.kernel,
+            None,
+            None,
+            *flops[origin.function][origin.position],
+            bytes_moved=origin.bytes_moved,
+        )
+        for launch, origin in zip(plan.launches, origins, strict=True)
+    ]
 
 
 def _default_output(source: str | Path | onnx.ModelProto) -> Path:

@@ -38,25 +38,17 @@ def product_flops(function: tirx.PrimFunc) -> tuple[int, int]:
     return _count(function.body)
 
 
-def definition_flops(module: tvm.IRModule) -> dict[str, int]:
-    """Operations of the definition of each function of a module that is not scheduled."""
-    return {
-        str(variable.name_hint): product_flops(function)[0]
-        for variable, function in module.functions_items()
-        if isinstance(function, tirx.PrimFunc)
-    }
-
-
-def device_flops(defined: int, scheduled: tirx.PrimFunc) -> list[tuple[int, int]]:
+def device_flops(function: tirx.PrimFunc, scheduled: tirx.PrimFunc) -> list[tuple[int, int]]:
     """Operations of the definition and of the algorithm of each kernel of a device's function.
 
     Every statement of the function becomes a kernel. The definition's operations are those of the
     one that adds up the most products.
 
     Args:
-        defined: operations of the function's definition.
-        scheduled: the function.
+        function: before it was scheduled.
+        scheduled: after.
     """
+    defined, _ = product_flops(function)
     body = scheduled.body.block.body
     statements = list(body) if isinstance(body, tirx.SeqStmt) else [body]
     computed = [_count(statement)[1] for statement in statements]

@@ -18,7 +18,6 @@ import numpy as np
 from leakyforge.errors import DeviceError, ExecutionError, MissingDependencyError
 from leakyforge.runtime.artifact import Artifact, unpack_weights
 from leakyforge.runtime.plan import Launch, Sizes, read_plan
-from leakyforge.runtime.reference import one_line
 from leakyforge.runtime.tensors import Array, numpy_dtype
 
 # Blocks of a grid along x, y and z on every device: programming guide, table of the technical
@@ -43,7 +42,7 @@ class CudaDevice:
 
     @property
     def architecture(self) -> str:
-        """nvcc's name for its capability, such as sm_80."""
+        """Name of its capability in nvcc, such as sm_80."""
         return "sm_{}{}".format(*self.capability)
 
     def runs(self, architecture: str) -> bool:
@@ -170,9 +169,7 @@ class CudaEngine:
         try:
             yield
         except _DriverError as error:
-            raise kind(
-                f"the model {what} on CUDA device {self.device.name}: {error}"
-            ) from error
+            raise kind(f"the model {what} on CUDA device {self.device.name}: {error}") from error
 
 
 class _DriverError(Exception):
@@ -191,9 +188,11 @@ def find_cuda_devices() -> list[CudaDevice]:
         _checked(cuda.cuInit(0))
         count = _checked(cuda.cuDeviceGetCount())
         devices = [_describe(cuda, index) for index in range(count)]
-    except (RuntimeError, _DriverError) as error:
-        # cuda-bindings raises a RuntimeError where it does not find the driver's library.
-        raise DeviceError(f"no CUDA driver works here: {one_line(error)}; {_HELP}") from error
+    except RuntimeError as error:
+        # What cuda-bindings raises where it does not find the driver's library.
+        raise DeviceError(f"there is no CUDA driver; {_HELP}") from error
+    except _DriverError as error:
+        raise DeviceError(f"the CUDA driver finds no device: {error}; {_HELP}") from error
     if not devices:
         raise DeviceError(f"there is no CUDA device; {_HELP}")
     return devices

@@ -229,9 +229,7 @@ def _variant(entry: dict[str, Any]) -> Variant:
 
 def _kernel(entry: dict[str, Any]) -> Kernel:
     resources = entry["resources"]
-    return Kernel(
-        **{**entry, "resources": None if resources is None else Resources(**resources)}
-    )
+    return Kernel(**{**entry, "resources": None if resources is None else Resources(**resources)})
 
 
 def _tuples(entry: dict[str, Any], *keys: str) -> dict[str, Any]:

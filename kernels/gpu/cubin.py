@@ -1,5 +1,4 @@
-"""From a launch plan with CUDA source to one with a cubin, and what its kernels take of the device.
-"""
+"""From a launch plan with CUDA source to one with a cubin, and its kernels' resources."""
 
 import dataclasses
 import math
@@ -38,7 +37,7 @@ def build_cubin(
 
 
 def _resources(architecture: str, threads: int, figures: Figures) -> Resources:
-    """ptxas's figures, and the occupancy that follows from them."""
+    """What ptxas says, and the occupancy that follows from it."""
     fill = occupancy(architecture, threads, figures.registers, figures.shared)
     return Resources(
         **dataclasses.asdict(figures),
