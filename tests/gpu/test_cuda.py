@@ -33,6 +33,7 @@ from leakyforge.kernels.gpu.occupancy import occupancy
 from leakyforge.models import build
 from leakyforge.runtime import Session, bench, check, read_artifact, read_manifest, verify
 from leakyforge.runtime import cuda as launcher
+from leakyforge.runtime.artifact import unpack_weights
 from leakyforge.runtime.doctor import examine
 from leakyforge.runtime.manifest import parse_manifest
 from leakyforge.runtime.plan import read_plan
@@ -46,6 +47,8 @@ try:
     DEVICE, LACKS = launcher.find_cuda_devices()[0], ""
 except DeviceError as error:
     DEVICE, LACKS = None, str(error)
+# Then cuda-bindings converts arguments and stops before anything is called.
+NO_DRIVER = "no CUDA driver" in LACKS
 needs_device = pytest.mark.skipif(DEVICE is None, reason=f"needs an NVIDIA GPU: {LACKS}")
 without_device = pytest.mark.skipif(DEVICE is not None, reason="this machine has an NVIDIA GPU")
 
@@ -80,23 +83,25 @@ class FakeDriver:
     """NVIDIA's driver with devices of the test's own; it runs any kernel as LeakyRelu of X's shape.
 
     Attributes:
-        memory: contents of each allocation, by its address.
-        held: what was created and not yet freed.
+        memory: contents of each allocation, by its address, in the order of the allocations.
+        held: addresses of what was created and not yet freed.
+        uploads: how many copies to the device there were.
+        launched: kernel, grid and block of each launch.
     """
 
     CUdevice_attribute = driver.CUdevice_attribute
     CUfunction_attribute = driver.CUfunction_attribute
 
-    def __init__(self, *capabilities, free=1 << 30, most_threads=1024, **fails):
-        self.capabilities, self.free, self.most_threads = capabilities, free, most_threads
+    def __init__(self, *capabilities, room=1 << 30, most_threads=1024, **fails):
+        self.capabilities, self.room, self.most_threads = capabilities, room, most_threads
         self.fails = fails
-        self.memory, self.held, self.launched = {}, [], []
+        self.memory, self.held, self.launched, self.uploads = {}, [], [], 0
+        self.kernels = {}
 
     def __getattribute__(self, name):
         if not name.startswith("cu"):
             return super().__getattribute__(name)
-        # The real one must have it, and the launcher must look at what it returns.
-        assert callable(getattr(driver, name))
+        real = getattr(driver, name)
         status = self.fails.get(name)
         if status is not None:
             error = getattr(driver.CUresult, f"CUDA_ERROR_{status}")
@@ -104,14 +109,20 @@ class FakeDriver:
         call = super().__getattribute__(name)
 
         def succeed(*arguments):
+            if NO_DRIVER:
+                with pytest.raises(RuntimeError):
+                    real(*arguments)
             result = call(*arguments)
             return (driver.CUresult.CUDA_SUCCESS, *([] if result is None else result))
 
         return succeed
 
     def create(self, kind):
-        self.held.append((kind, len(self.held)))
-        return [self.held[-1]]
+        self.held.append(max(self.held, default=0) + 1)
+        return [kind(self.held[-1])]
+
+    def free(self, handle):
+        self.held.remove(int(handle))
 
     def cuInit(self, flags):
         assert flags == 0
@@ -120,49 +131,50 @@ class FakeDriver:
         return [len(self.capabilities)]
 
     def cuDeviceGet(self, index):
-        return [index]
+        return [driver.CUdevice(index)]
 
     def cuDeviceGetName(self, length, device):
-        return [f"GPU {device}".encode().ljust(length, b"\0")]
+        return [f"GPU {int(device)}".encode().ljust(length, b"\0")]
 
     def cuDeviceGetAttribute(self, attribute, device):
-        return [self.capabilities[device]["MINOR" in attribute.name]]
+        return [self.capabilities[int(device)]["MINOR" in attribute.name]]
 
     def cuDevicePrimaryCtxRetain(self, device):
-        self.held.append(("context", device))
-        return [("context", device)]
+        return self.create(driver.CUcontext)
 
     def cuDevicePrimaryCtxRelease(self, device):
-        self.held.remove(("context", device))
+        # The context is the first that is created, and the last that is freed.
+        self.free(self.held[0])
 
     def cuCtxSetCurrent(self, context):
-        assert context in self.held
+        assert int(context) == self.held[0]
 
     def cuMemGetInfo(self):
-        return self.free, 1 << 31
+        return self.room, 1 << 31
 
     def cuModuleLoadData(self, image):
         assert image.startswith(b"\x7fELF")
-        return self.create("module")
+        return self.create(driver.CUmodule)
 
     def cuModuleUnload(self, module):
-        self.held.remove(module)
+        self.free(module)
 
     def cuModuleGetFunction(self, module, name):
-        assert module in self.held
-        return [name.decode()]
+        assert int(module) in self.held
+        self.kernels[len(self.kernels) + 1] = name.decode()
+        return [driver.CUfunction(len(self.kernels))]
 
     def cuFuncGetAttribute(self, attribute, kernel):
         return [self.most_threads]
 
     def cuStreamCreate(self, flags):
-        return self.create("stream")
+        return self.create(driver.CUstream)
 
     def cuStreamDestroy(self, stream):
-        self.held.remove(stream)
+        self.free(stream)
 
     def cuStreamSynchronize(self, stream):
-        assert stream in self.held
+        assert int(stream) in self.held
 
     def cuMemAlloc(self, size):
         array = np.full(size, 0xFF, np.uint8)
@@ -174,23 +186,25 @@ class FakeDriver:
 
     def cuMemcpyHtoD(self, target, source, size):
         assert size <= len(self.memory[int(target)])
+        self.uploads += 1
         ctypes.memmove(int(target), source, size)
 
     def cuMemcpyHtoDAsync(self, target, source, size, stream):
+        assert int(stream) in self.held
         self.cuMemcpyHtoD(target, source, size)
 
     def cuMemcpyDtoHAsync(self, target, source, size, stream):
         assert size <= len(self.memory[int(source)])
         ctypes.memmove(target, int(source), size)
 
-    def cuLaunchKernel(self, kernel, *sizes_and_rest):
-        *sizes, shared, stream, parameters, extra = sizes_and_rest
+    def cuLaunchKernel(self, kernel, *rest):
+        *sizes, shared, stream, parameters, extra = rest
         assert (shared, extra) == (0, 0)
-        assert stream in self.held
+        assert int(stream) in self.held
         # An array of the addresses of the arguments, each of which is a pointer.
         places = (ctypes.c_void_p * 2).from_address(parameters)
         output, source = (ctypes.c_uint64.from_address(place).value for place in places)
-        self.launched.append((kernel, tuple(sizes)))
+        self.launched.append((self.kernels[int(kernel)], tuple(sizes)))
         x, y = (
             self.memory[each][: X.nbytes].view(np.float32).reshape(SHAPE)
             for each in (source, output)
@@ -483,6 +497,7 @@ class TestLauncher:
             np.testing.assert_array_equal(session.run(None, {"x": X})[0], EXPECTED)
         (launch,) = read_plan(read_artifact(leaky)).launches
         assert fake.launched == 2 * [(launch.kernel, (*launch.grid, *launch.group))]
+        assert fake.uploads == 2
 
     def test_inputs_of_any_layout(self, leaky, use):
         use(FakeDriver((8, 0)))
@@ -494,10 +509,12 @@ class TestLauncher:
         session = Session(digits)
         artifact = read_artifact(digits)
         plan = read_plan(artifact)
-        places = list(fake.memory.values())
-        assert [len(place) for place in places] == list(plan.buffers)
-        held = sum(place.tobytes() in artifact.weight_memory.tobytes() for place in places)
-        assert held >= len(plan.weights) > 0
+        buffers = list(fake.memory.values())
+        assert [len(each) for each in buffers] == list(plan.buffers)
+        weights = unpack_weights(artifact.weight_memory, artifact.variant.weights)
+        for index, weight in zip(plan.weights, weights, strict=True):
+            assert buffers[index].tobytes() == weight.tobytes()
+        assert fake.uploads == len(weights) > 0
         assert session.variant == "sm_90"
 
     def test_everything_is_freed_with_the_session(self, leaky, use):
@@ -600,7 +617,7 @@ class TestErrors:
     @pytest.mark.parametrize(
         ("fake", "message"),
         [
-            ({"free": 100}, "out of device memory: the model needs 0 MiB, GPU 0 has"),
+            ({"room": 100}, "out of device memory: the model needs 0 MiB, GPU 0 has"),
             ({"cuMemAlloc": "OUT_OF_MEMORY"}, "prepared on CUDA device GPU 0: out of device mem"),
             ({"cuModuleLoadData": "NO_BINARY_FOR_GPU"}, "GPU 0: CUDA_ERROR_NO_BINARY_FOR_GPU"),
             ({"cuModuleGetFunction": "NOT_FOUND"}, "GPU 0: CUDA_ERROR_NOT_FOUND"),
