@@ -2,7 +2,7 @@
 
 import contextlib
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 
@@ -15,8 +15,15 @@ from leakyforge.exporter.rounding import quantisations, rounding_steps
 from leakyforge.exporter.simplify import simplify
 from leakyforge.kernels.elementary import our_elementary_functions
 from leakyforge.kernels.explain import LayerReport, report_layers
-from leakyforge.kernels.flops import kernel_record
-from leakyforge.kernels.gpu import GpuTarget, build_plan, parse_gpu_target, schedule_gpu
+from leakyforge.kernels.flops import device_flops, kernel_record
+from leakyforge.kernels.gpu import (
+    GpuTarget,
+    Origin,
+    build_cubin,
+    build_plan,
+    parse_gpu_target,
+    schedule_gpu,
+)
 from leakyforge.kernels.half import add_up_in_float32
 from leakyforge.kernels.importer import import_onnx
 from leakyforge.kernels.link import export_library
@@ -43,7 +50,8 @@ from leakyforge.runtime.artifact import (
     pack_weights,
     write_artifact,
 )
-from leakyforge.runtime.manifest import Kernel, Manifest, Variant
+from leakyforge.runtime.manifest import CUDA, Kernel, Manifest, Variant
+from leakyforge.runtime.plan import LaunchPlan
 from leakyforge.runtime.record import record_parity
 from leakyforge.runtime.reference import load_reference, one_line, random_feeds
 from leakyforge.runtime.tensors import Array, TensorSpec
@@ -86,7 +94,8 @@ def compile(
     Args:
         source: an ONNX file, or a model in memory.
         target: `cpu` (this machine), `cpu:NAME`, `cpu:fat` (a variant for each of several
-            processors), a TVM target in JSON, or `opencl`.
+            processors), a TVM target in JSON, `opencl`, or `cuda:sm_80` with any architecture
+            that nvcc knows.
         output: the artifact's path; by default the source's, ending in `.lfa`.
         shapes: a size for every dimension of the named inputs; symbolic dimensions of the others
             stay symbolic.
@@ -107,6 +116,7 @@ def compile(
         ModelError: the model cannot be read, checked or imported (see its subclasses).
         ShapeError: a shape does not fit.
         TargetError: the target is unknown.
+        MissingDependencyError: a CUDA target without nvcc.
         CompileError: the precision is unknown, or TVM fails on the graph.
         ParityError: the code differs from ONNX Runtime on the reference inputs.
         ArtifactError: the artifact cannot be written; a file of that name is left as it was.
@@ -205,7 +215,10 @@ def _build_gpu(
         on_stage("schedule")
         scheduled = schedule_gpu(fused, target)
         on_stage("build")
-        plan, weights = build_plan(scheduled, target)
+        plan, weights, origins = build_plan(scheduled, target)
+        kernels = _launch_records(fused, scheduled, plan, origins)
+        if target.machine == CUDA:
+            plan, kernels = build_cubin(plan, kernels, target.name)
     specs, members = pack_weights(weights)
     library, name = plan.to_json(), f"library/{target.name}.json"
     variant = Variant(
@@ -217,9 +230,29 @@ def _build_gpu(
         library=name,
         library_size=len(library),
         weights=specs,
-        kernels=(),
+        kernels=tuple(kernels),
     )
     return variant, {name: library, **members}, fused
+
+
+def _launch_records(
+    fused: tvm.IRModule, scheduled: tvm.IRModule, plan: LaunchPlan, origins: Sequence[Origin]
+) -> list[Kernel]:
+    """A record for each launch of a plan."""
+    flops = {
+        name: device_flops(fused[name], scheduled[name])
+        for name in {origin.function for origin in origins}
+    }
+    return [
+        Kernel(
+            launch.kernel,
+            None,
+            None,
+            *flops[origin.function][origin.position],
+            bytes_moved=origin.bytes_moved,
+        )
+        for launch, origin in zip(plan.launches, origins, strict=True)
+    ]
 
 
 def _default_output(source: str | Path | onnx.ModelProto) -> Path:

@@ -10,6 +10,7 @@ and in Winograd's and Strassen's, whose transforms are not counted.
 """
 
 import math
+from typing import Any
 
 import tvm
 import tvm_ffi
@@ -34,8 +35,31 @@ def kernel_record(module: tvm.IRModule, report: LayerReport) -> Kernel:
 
 def product_flops(function: tirx.PrimFunc) -> tuple[int, int]:
     """Operations of the definition and of the algorithm of a function that is not scheduled."""
+    return _count(function.body)
+
+
+def device_flops(function: tirx.PrimFunc, scheduled: tirx.PrimFunc) -> list[tuple[int, int]]:
+    """Operations of the definition and of the algorithm of each kernel of a device's function.
+
+    Every statement of the function becomes a kernel. The definition's operations are those of the
+    one that adds up the most products.
+
+    Args:
+        function: before it was scheduled.
+        scheduled: after.
+    """
+    defined, _ = product_flops(function)
+    body = scheduled.body.block.body
+    statements = list(body) if isinstance(body, tirx.SeqStmt) else [body]
+    computed = [_count(statement)[1] for statement in statements]
+    most = computed.index(max(computed))
+    return [(defined if index == most else 0, count) for index, count in enumerate(computed)]
+
+
+def _count(body: Any) -> tuple[int, int]:
+    """Operations of the definition and of the algorithm in a statement."""
     blocks: list[s_tir.SBlock] = []
-    tvm_ffi.structural_walk(function.body, (s_tir.SBlock, blocks.append), order="pre")
+    tvm_ffi.structural_walk(body, (s_tir.SBlock, blocks.append), order="pre")
     defined = computed = 0
     for block in filter(_adds_products, blocks):
         products = math.prod(_size(axis) for axis in block.iter_vars)

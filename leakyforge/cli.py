@@ -360,19 +360,28 @@ def bench(
 
 @cli.command()
 @click.argument("file", type=FILE)
+@click.option("--roofline", "gpu", metavar="GPU",
+              help="Least time of each kernel of a GPU's artifact, by this GPU's data sheet: a100, "
+              "h100, h200, a10, l4 or l40s.")  # fmt: skip
 @json_option
 @common_options
-def inspect(file: Path, as_json: bool, quiet: bool) -> None:
+def inspect(file: Path, gpu: str | None, as_json: bool, quiet: bool) -> None:
     """Show what is inside an ONNX file or an artifact.
 
     \b
     Example:
       leakyforge inspect model.lfa
+      leakyforge inspect model.lfa --roofline a100
     """
     from leakyforge import render
     from leakyforge.runtime.artifact import is_artifact, read_manifest
 
-    if is_artifact(file):
+    if gpu is not None:
+        from leakyforge.runtime.roofline import roofline
+
+        report = roofline(read_manifest(file, whole=True), gpu)
+        _show(report, render.print_roofline, as_json, quiet)
+    elif is_artifact(file):
         manifest = read_manifest(file, whole=True)
         _show(manifest, lambda value: render.print_manifest(str(file), value), as_json, quiet)
     else:

@@ -2,6 +2,7 @@
 
 import itertools
 import sys
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from inspect import signature
 from typing import TYPE_CHECKING
@@ -18,8 +19,9 @@ if TYPE_CHECKING:
     from leakyforge.models import ZooModel
     from leakyforge.runtime import BenchReport, Manifest, ParityReport, ProfileReport
     from leakyforge.runtime.doctor import Finding
-    from leakyforge.runtime.manifest import ParityRecord
+    from leakyforge.runtime.manifest import ParityRecord, Variant
     from leakyforge.runtime.peers import PeerResult, PeersReport
+    from leakyforge.runtime.roofline import RooflineReport
 
 # A pipe has no width: wide enough that no column of ours is cut.
 _PIPE_WIDTH = 160
@@ -250,7 +252,74 @@ def print_manifest(path: str, manifest: "Manifest") -> None:
         weights = sum(spec.nbytes for spec in variant.weights)
         table.add_row("weights", f"{len(variant.weights)}, {weights:,} bytes")
         table.add_row("parity", _parity_text(variant.parity))
-    stdout().print(table)
+    console = stdout()
+    console.print(table)
+    for variant in manifest.variants:
+        if any(kernel.resources is not None for kernel in variant.kernels):
+            console.print(_resources_table(variant))
+
+
+def _resources_table(variant: "Variant") -> Table:
+    """What each CUDA kernel takes of a multiprocessor, once for all of its calls."""
+    table = _table(
+        f"Kernels for {variant.name}: registers and bytes by ptxas, of a thread or a block; "
+        "threads on a multiprocessor computed from them",
+        "kernel", "calls", "block", "registers", "spilled, reloaded", "stack", "shared",
+        "constant", "threads", "occupancy", "limit",
+        numbers=range(1, 10),
+    )  # fmt: skip
+    calls = Counter(kernel.name for kernel in variant.kernels)
+    for kernel in {kernel.name: kernel for kernel in variant.kernels}.values():
+        if kernel.resources is None:
+            continue
+        use = kernel.resources
+        table.add_row(
+            kernel.name,
+            str(calls[kernel.name]),
+            str(use.threads),
+            str(use.registers),
+            f"{use.spill_stores}, {use.spill_loads}",
+            str(use.stack),
+            f"{use.shared:,}",
+            "-" if use.constant is None else str(use.constant),
+            "-" if use.resident is None else str(use.resident),
+            "-" if use.occupancy is None else f"{use.occupancy:.0%}",
+            use.limit or "-",
+        )
+    return table
+
+
+def print_roofline(report: "RooflineReport") -> None:
+    """The least time of each kernel on a GPU, and where the figures are from."""
+    gpu = report.gpu
+    table = _table(
+        f"Roofline of {report.model}, variant {report.variant}, on {gpu.name}: "
+        f"{gpu.flops_per_second / 1e12:g} TFLOP/s in float32, "
+        f"{gpu.bytes_per_second / 1e9:g} GB/s ({gpu.source})",
+        "kernel", "calls", "GFLOP", "computed", "MB", "FLOP/byte", "occupancy", "bound by",
+        "least us",
+        numbers=(1, 2, 3, 4, 5, 6, 8),
+    )  # fmt: skip
+    for row in report.kernels:
+        table.add_row(
+            row.kernel,
+            str(row.calls),
+            f"{row.flops / 1e9:.3g}",
+            f"{row.computed / 1e9:.3g}",
+            f"{row.bytes_moved / 1e6:.3g}",
+            f"{row.intensity:.3g}",
+            "-" if row.occupancy is None else f"{row.occupancy:.0%}",
+            row.bound,
+            f"{row.least_us:.3g}",
+        )
+    table.add_section()
+    table.add_row("all calls", *[""] * 7, f"{report.least_us:.3g}")
+    console = stdout()
+    console.print(table)
+    console.print(
+        "A bound for each call, not a measurement: operations at the data sheet's peak, or each "
+        "tensor once through memory."
+    )
 
 
 def _parity_text(record: "ParityRecord") -> str:

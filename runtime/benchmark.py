@@ -12,7 +12,7 @@ from leakyforge.errors import InputError
 from leakyforge.runtime import cpu
 from leakyforge.runtime.artifact import Artifact, read_artifact
 from leakyforge.runtime.engine_worker import turn
-from leakyforge.runtime.manifest import OPENCL
+from leakyforge.runtime.manifest import DEVICE_KINDS
 from leakyforge.runtime.parity import find_onnx
 from leakyforge.runtime.reference import onnxruntime_session, random_feeds
 from leakyforge.runtime.session import Session
@@ -121,9 +121,10 @@ def refuse_device(artifact: Artifact) -> None:
     Raises:
         InputError: the artifact is for a device.
     """
-    if artifact.manifest.machine == OPENCL:
+    kind = DEVICE_KINDS.get(artifact.manifest.machine)
+    if kind is not None:
         raise InputError(
-            f"{artifact.path} is for an OpenCL device, and bench compares engines on the CPU; "
+            f"{artifact.path} is for {kind} devices, and bench compares engines on the CPU; "
             "compile the model with --target cpu"
         )
 

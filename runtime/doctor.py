@@ -2,12 +2,16 @@
 
 import importlib.util
 import platform
+import re
+import shutil
+import subprocess
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from leakyforge.errors import LeakyforgeError
 from leakyforge.pins import TVM_PINS, installed_version
 from leakyforge.runtime import cpu, threads
+from leakyforge.runtime.cuda import find_cuda_devices
 from leakyforge.runtime.opencl import find_devices
 from leakyforge.runtime.tvm_runtime import tvm_ffi
 
@@ -50,7 +54,7 @@ def examine() -> list[Finding]:
     findings += [_required(name) for name in _REQUIRED]
     findings.append(_runtime())
     findings += [_optional(name, use, advice) for name, (use, advice) in _OPTIONAL.items()]
-    findings.append(_opencl())
+    findings += [_opencl(), _cuda(), _nvcc()]
     return findings
 
 
@@ -80,7 +84,7 @@ def _optional(name: str, use: str, advice: str) -> Finding:
 
 
 def _runtime() -> Finding:
-    """Whether TVM's runtime library loads, and whether it finds a CUDA device."""
+    """Whether TVM's runtime library loads."""
     try:
         tvm_ffi()
     except LeakyforgeError as error:
@@ -95,3 +99,26 @@ def _opencl() -> Finding:
     except LeakyforgeError as error:
         return Finding("opencl", "absent", True, f"for --target opencl: {error}")
     return Finding("opencl", ", ".join(names), True)
+
+
+def _cuda() -> Finding:
+    """The devices that CUDA artifacts can run on."""
+    try:
+        devices = find_cuda_devices()
+    except LeakyforgeError as error:
+        return Finding("cuda", "absent", True, f"to run --target cuda:sm_NN: {error}")
+    found = ", ".join(f"{device.name} ({device.architecture})" for device in devices)
+    return Finding("cuda", found, True)
+
+
+def _nvcc() -> Finding:
+    """The compiler that `--target cuda:sm_NN` needs."""
+    advice = "to compile for --target cuda:sm_NN: install NVIDIA's CUDA toolkit"
+    path = shutil.which("nvcc")
+    if path is None:
+        return Finding("nvcc", "absent", True, advice)
+    done = subprocess.run([path, "--version"], capture_output=True, text=True, check=False)
+    version = re.search(r"release .*", done.stdout)
+    if version is None:
+        return Finding("nvcc", f"{path} does not run", True, advice)
+    return Finding("nvcc", version[0], True)

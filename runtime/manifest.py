@@ -8,9 +8,11 @@ from typing import Any
 
 from leakyforge.runtime.tensors import TensorSpec, numpy_dtype
 
-FORMAT = 3
-# The machine of code that an OpenCL device runs.
+FORMAT = 4
+# The machines of code that a device runs, and what its devices are called.
 OPENCL = "opencl"
+CUDA = "cuda"
+DEVICE_KINDS = {OPENCL: "OpenCL", CUDA: "CUDA"}
 
 
 @dataclass(frozen=True)
@@ -58,9 +60,9 @@ class ParityRecord:
 
     Attributes:
         result: "pass", or "not run".
-        cpu: the processor of the machine that compiled it, or the OpenCL device there.
+        cpu: the processor of the machine that compiled it, or the device there.
         lacks: features that the variant needs and that processor lacks, or the instruction set
-            that it is for, or an OpenCL device; why it was not run.
+            that it is for, or an OpenCL or CUDA device; why it was not run.
         outputs: one record for each output of a variant that ran.
     """
 
@@ -68,6 +70,36 @@ class ParityRecord:
     cpu: str = ""
     lacks: tuple[str, ...] = ()
     outputs: tuple[OutputRecord, ...] = ()
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What a CUDA kernel takes of a streaming multiprocessor, as ptxas says.
+
+    Attributes:
+        registers: of a thread, each of 32 bits.
+        spill_stores: bytes that a thread writes to local memory for want of registers.
+        spill_loads: bytes that it reads back.
+        stack: bytes of a thread's local memory, arrays that are in no registers among them.
+        shared: bytes of a block's shared memory.
+        constant: bytes of constant memory, None where ptxas says nothing (from sm_90 on).
+        threads: of a block.
+        resident: threads that a multiprocessor holds at a time, None where the architecture's
+            limits are not known (see `kernels.gpu.occupancy`).
+        occupancy: `resident` as a share of the most that it holds of any kernel.
+        limit: what keeps it from more: "registers", "shared memory", "threads" or "blocks".
+    """
+
+    registers: int
+    spill_stores: int
+    spill_loads: int
+    stack: int
+    shared: int
+    constant: int | None
+    threads: int
+    resident: int | None
+    occupancy: float | None
+    limit: str | None
 
 
 @dataclass(frozen=True)
@@ -81,6 +113,8 @@ class Kernel:
             loops were left as they were.
         flops: floating-point operations of its convolutions and products by their definition.
         computed: of the same by the algorithm: of whole tiles, or of fewer products.
+        bytes_moved: bytes of its tensors, each once; None where `profile` measures them.
+        resources: what it takes of the device, None but for CUDA.
     """
 
     name: str
@@ -88,23 +122,25 @@ class Kernel:
     algorithm: str | None
     flops: int
     computed: int
+    bytes_moved: int | None = None
+    resources: Resources | None = None
 
 
 @dataclass(frozen=True)
 class Variant:
-    """The code of a model for one kind of CPU.
+    """The code of a model for one kind of CPU or device.
 
     Attributes:
-        name: LLVM's name of the processor.
+        name: LLVM's name of the processor, `opencl`, or nvcc's name of the architecture.
         features: LLVM's names of what the code may use.
         target: TVM's target as written in JSON.
         thread_hint: cores that schedules assumed.
         tuning_records: keys of the tuning records used.
-        library: the member that holds the compiled kernels.
+        library: the member that holds the compiled kernels, or a device's launch plan.
         library_size: its size in bytes.
         weights: in the order of the parameters after the inputs.
         kernels: the calls of a run in their order; those of every branch, and some that the
-            virtual machine does without.
+            virtual machine does without. A device's are the launches of its plan.
         parity: its comparison with the reference.
     """
 
@@ -135,7 +171,7 @@ class Manifest:
         onnx_path: where that file was, None for a model that was in memory.
         inputs: what `main` takes.
         outputs: what `main` gives.
-        machine: instruction set, x86_64 or aarch64, or `opencl`.
+        machine: instruction set, x86_64 or aarch64, or a kind of device, `opencl` or `cuda`.
         reference: what computed the reference outputs.
         versions: TVM packages that compiled it; the same must load it.
         leakyforge: version of leakyforge that wrote it.
@@ -187,8 +223,13 @@ def _variant(entry: dict[str, Any]) -> Variant:
     record["outputs"] = tuple(OutputRecord(**output) for output in record["outputs"])
     entry = _tuples(entry, "features", "tuning_records")
     entry["weights"] = tuple(WeightSpec(**_tuples(spec, "shape")) for spec in entry["weights"])
-    entry["kernels"] = tuple(Kernel(**kernel) for kernel in entry["kernels"])
+    entry["kernels"] = tuple(_kernel(kernel) for kernel in entry["kernels"])
     return Variant(**{**entry, "parity": ParityRecord(**record)})
+
+
+def _kernel(entry: dict[str, Any]) -> Kernel:
+    resources = entry["resources"]
+    return Kernel(**{**entry, "resources": None if resources is None else Resources(**resources)})
 
 
 def _tuples(entry: dict[str, Any], *keys: str) -> dict[str, Any]:

@@ -11,14 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from leakyforge.errors import (
-    ArtifactFormatError,
-    DeviceError,
-    ExecutionError,
-    MissingDependencyError,
-)
+from leakyforge.errors import DeviceError, ExecutionError, MissingDependencyError
 from leakyforge.runtime.artifact import Artifact, unpack_weights
-from leakyforge.runtime.plan import Launch, parse_plan
+from leakyforge.runtime.plan import Launch, read_plan
 from leakyforge.runtime.reference import one_line
 from leakyforge.runtime.tensors import Array, numpy_dtype
 
@@ -37,12 +32,7 @@ class OpenClEngine:
     """
 
     def __init__(self, artifact: Artifact, device: str | None = None) -> None:
-        try:
-            plan = self._plan = parse_plan(artifact.library)
-        except (KeyError, TypeError, ValueError) as error:
-            raise ArtifactFormatError(
-                f"{artifact.path} holds no launch plan: {one_line(error)}; compile the model again"
-            ) from error
+        plan = self._plan = read_plan(artifact)
         self._specs = artifact.manifest.outputs
         weights = unpack_weights(artifact.weight_memory, artifact.variant.weights)
         self._cl = _pyopencl()

@@ -133,13 +133,13 @@ def check(
         samples: number of random inputs; symbolic dimensions take other sizes in each.
         seed: of the random inputs.
         variant: the variant to check; by default the best for this CPU, `all` for each that runs.
-        device: for an OpenCL artifact, as in `Session`.
+        device: for a device's artifact, as in `Session`.
 
     Raises:
         ArtifactError: the artifact cannot be loaded here.
         ModelError: the ONNX file is absent, is not the one, or ONNX Runtime refuses it.
         InputError: `inputs` do not fit the model, or samples is below 1.
-        DeviceError: an OpenCL artifact, and no such device.
+        DeviceError: a device's artifact, and no such device.
     """
     if samples < 1:
         raise InputError(f"samples={samples}, but a check needs at least 1")
@@ -189,7 +189,7 @@ def verify(
     Args:
         artifact: the artifact's path.
         variant: the variant to run; by default the best for this CPU, `all` for each that runs.
-        device: for an OpenCL artifact, as in `Session`.
+        device: for a device's artifact, as in `Session`.
 
     Raises:
         ArtifactError: the artifact is damaged or cannot be loaded here.

@@ -4,10 +4,15 @@ Everything is static: the sizes of the buffers, which of them a kernel is given,
 groups. A launcher needs no TVM.
 """
 
+import base64
 import dataclasses
 import json
 from dataclasses import dataclass
 from typing import Any
+
+from leakyforge.errors import ArtifactFormatError
+from leakyforge.runtime.artifact import Artifact
+from leakyforge.runtime.reference import one_line
 
 Sizes = tuple[int, int, int]
 
@@ -17,7 +22,7 @@ class Launch:
     """One run of a kernel.
 
     Attributes:
-        kernel: its name in the source.
+        kernel: its name in the program.
         buffers: indices of the buffers that are its arguments.
         grid: groups along x, y and z.
         group: work items of a group along x, y and z.
@@ -34,7 +39,8 @@ class LaunchPlan:
     """What computes a model.
 
     Attributes:
-        source: the program, in the device's language.
+        source: the program in OpenCL C; empty where it is compiled.
+        cubin: the program, compiled for one CUDA architecture; empty where it is source.
         buffers: size of each buffer in bytes; buffers whose contents do not live at the same time
             are one.
         inputs: the buffer of each input of the model.
@@ -44,6 +50,7 @@ class LaunchPlan:
     """
 
     source: str
+    cubin: bytes
     buffers: tuple[int, ...]
     inputs: tuple[int, ...]
     weights: tuple[int, ...]
@@ -66,7 +73,22 @@ class LaunchPlan:
 
     def to_json(self) -> bytes:
         """The plan as it is written."""
-        return json.dumps(dataclasses.asdict(self), indent=1).encode()
+        fields = {**dataclasses.asdict(self), "cubin": base64.b64encode(self.cubin).decode()}
+        return json.dumps(fields, indent=1).encode()
+
+
+def read_plan(artifact: Artifact) -> LaunchPlan:
+    """The plan that an artifact for a device holds.
+
+    Raises:
+        ArtifactFormatError: it holds none.
+    """
+    try:
+        return parse_plan(artifact.library)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ArtifactFormatError(
+            f"{artifact.path} holds no launch plan: {one_line(error)}; compile the model again"
+        ) from error
 
 
 def parse_plan(text: bytes) -> LaunchPlan:
@@ -87,6 +109,7 @@ def parse_plan(text: bytes) -> LaunchPlan:
     )
     return LaunchPlan(
         source=str(fields["source"]),
+        cubin=base64.b64decode(fields["cubin"], validate=True),
         buffers=_integers(fields["buffers"]),
         inputs=_integers(fields["inputs"]),
         weights=_integers(fields["weights"]),

@@ -7,7 +7,14 @@ from pathlib import Path
 from leakyforge.errors import DeviceError, MissingDependencyError, ParityError
 from leakyforge.runtime import cpu
 from leakyforge.runtime.artifact import Artifact, place_weights
-from leakyforge.runtime.manifest import OPENCL, Manifest, OutputRecord, ParityRecord
+from leakyforge.runtime.cuda import choose_cuda_device
+from leakyforge.runtime.manifest import (
+    CUDA,
+    DEVICE_KINDS,
+    Manifest,
+    OutputRecord,
+    ParityRecord,
+)
 from leakyforge.runtime.opencl import choose_device
 from leakyforge.runtime.parity import OutputParity, replay
 from leakyforge.runtime.tensors import Array
@@ -50,11 +57,11 @@ def record_parity(
 
 def _record(artifact: Artifact) -> ParityRecord:
     machine, here = artifact.manifest.machine, cpu.model_name()
-    if machine == OPENCL:
+    if machine in DEVICE_KINDS:
         try:
-            here = str(choose_device().name)
+            here = _device_name(artifact)
         except (DeviceError, MissingDependencyError):
-            return ParityRecord("not run", here, ("OpenCL device",))
+            return ParityRecord("not run", here, (f"{DEVICE_KINDS[machine]} device",))
     elif machine != cpu.machine():
         return ParityRecord("not run", here, (f"instruction set {machine}",))
     missing = missing_features(artifact.variant)
@@ -62,6 +69,13 @@ def _record(artifact: Artifact) -> ParityRecord:
         return ParityRecord("not run", here, missing)
     outputs = tuple(_output(artifact, row) for row in replay(artifact))
     return ParityRecord("pass", here, outputs=outputs)
+
+
+def _device_name(artifact: Artifact) -> str:
+    """The device that a session of the artifact would take."""
+    if artifact.manifest.machine == CUDA:
+        return choose_cuda_device(artifact.variant.name).name
+    return str(choose_device().name)
 
 
 def _output(artifact: Artifact, row: OutputParity) -> OutputRecord:

@@ -10,7 +10,8 @@ import numpy as np
 from leakyforge.errors import InputError
 from leakyforge.runtime import threads as thread_count
 from leakyforge.runtime.artifact import Artifact, read_artifact
-from leakyforge.runtime.manifest import OPENCL, Manifest
+from leakyforge.runtime.cuda import CudaEngine
+from leakyforge.runtime.manifest import CUDA, DEVICE_KINDS, OPENCL, Manifest
 from leakyforge.runtime.opencl import OpenClEngine
 from leakyforge.runtime.tensors import Array, TensorSpec, bind_shape, numpy_dtype
 from leakyforge.runtime.vm import VmEngine
@@ -26,14 +27,15 @@ class Session:
         path: an artifact file, or an artifact that was read before.
         threads: threads to use; by default the physical cores that this process may use.
         variant: of the file, the variant to run; by default the best for this CPU.
-        device: for an OpenCL artifact, a part of the device's name; by default the first GPU, else
-            the first device.
+        device: for an OpenCL or CUDA artifact, a part of the device's name; by default the first
+            GPU, else the first device.
 
     Raises:
         ArtifactError: the file is missing, damaged, or not for this machine (see its subclasses).
         DeviceError: there is no such device, or the model does not fit on it.
         InputError: more threads than CPUs, or a device for code that runs on the CPU.
-        MissingDependencyError: an OpenCL artifact without PyOpenCL.
+        MissingDependencyError: an OpenCL artifact without PyOpenCL, a CUDA one without
+            cuda-bindings.
     """
 
     def __init__(
@@ -139,12 +141,17 @@ def _wrong_names(names: Sequence[str], feeds: Mapping[str, Any]) -> InputError:
     return InputError(f"{problem}; the model takes: {', '.join(names)}")
 
 
-def _engine(artifact: Artifact, threads: int, device: str | None) -> VmEngine | OpenClEngine:
+def _engine(
+    artifact: Artifact, threads: int, device: str | None
+) -> VmEngine | OpenClEngine | CudaEngine:
     """What runs the artifact: TVM's virtual machine, or a launcher for its kind of device."""
     if artifact.manifest.machine == OPENCL:
         return OpenClEngine(artifact, device)
+    if artifact.manifest.machine == CUDA:
+        return CudaEngine(artifact, device)
     if device is not None:
+        kinds = " or ".join(DEVICE_KINDS.values())
         raise InputError(
-            f"device={device!r} names an OpenCL device, and {artifact.path} is code for a CPU"
+            f"device={device!r} names a device of {kinds}, and {artifact.path} is code for a CPU"
         )
     return VmEngine(artifact, threads)

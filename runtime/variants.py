@@ -6,7 +6,7 @@ from pathlib import Path
 from leakyforge.errors import ArtifactCpuError, ArtifactError, ArtifactVersionError
 from leakyforge.pins import TVM_PINS
 from leakyforge.runtime import cpu
-from leakyforge.runtime.manifest import OPENCL, Manifest, Variant
+from leakyforge.runtime.manifest import DEVICE_KINDS, Manifest, Variant
 
 ALL = "all"
 
@@ -84,7 +84,7 @@ def check_machine(manifest: Manifest, path: Path) -> None:
         ArtifactCpuError: another instruction set.
         ArtifactVersionError: compiled with other TVM packages than those installed.
     """
-    if manifest.machine == OPENCL:
+    if manifest.machine in DEVICE_KINDS:
         # No TVM is needed, and the device is looked for when a session is made.
         return
     if manifest.machine != cpu.machine():

@@ -6,6 +6,7 @@ machine and its host code would do at run time is read off them here: both are s
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import tvm
@@ -13,6 +14,7 @@ from tvm import relax, tirx
 from tvm.s_tir import dlight
 
 from leakyforge.errors import CompileError
+from leakyforge.kernels.gpu.fits import fits
 from leakyforge.kernels.gpu.target import GpuTarget
 from leakyforge.kernels.pipeline import plan_memory
 from leakyforge.runtime.plan import Launch, LaunchPlan, Sizes
@@ -21,21 +23,56 @@ from leakyforge.runtime.tensors import Array, numpy_dtype
 _NO_SIZE = "its sizes are not known at compile time; fix the inputs with --shape"
 
 
+_RULES = (
+    dlight.gpu.Matmul(),
+    dlight.gpu.GEMV(),
+    dlight.gpu.Reduction(),
+    dlight.gpu.GeneralReduction(),
+    dlight.gpu.Fallback(),
+)
+
+
 def schedule_gpu(module: tvm.IRModule, target: GpuTarget) -> tvm.IRModule:
-    """Schedule every function for the device, by TVM's own rules."""
-    rules = (
-        dlight.gpu.Matmul(),
-        dlight.gpu.GEMV(),
-        dlight.gpu.Reduction(),
-        dlight.gpu.GeneralReduction(),
-        dlight.gpu.Fallback(),
-    )
+    """Schedule every function for the device, by the first of TVM's own rules that fits.
+
+    Raises:
+        CompileError: none does.
+    """
+    scheduled = dict(module.functions)
     with target.tvm:
-        return dlight.ApplyDefaultSchedule(*rules)(module)
+        for variable, function in module.functions.items():
+            if isinstance(function, tirx.PrimFunc):
+                scheduled[variable] = _schedule(str(variable.name_hint), function, target)
+    return tvm.IRModule(scheduled, attrs=module.attrs)
 
 
-def build_plan(module: tvm.IRModule, target: GpuTarget) -> tuple[LaunchPlan, list[Array]]:
-    """The plan of a scheduled module, and its weights.
+def _schedule(name: str, function: tirx.PrimFunc, target: GpuTarget) -> tirx.PrimFunc:
+    for rule in _RULES:
+        found = rule.apply(function, target.tvm, False)
+        if found is not None and fits(found.mod["main"], target):
+            return found.mod["main"]
+    raise CompileError(f"no schedule of {name} keeps to the limits of {target.name}")
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a launch is from.
+
+    Attributes:
+        function: the scheduled function.
+        position: of the kernel among those of the function.
+        bytes_moved: bytes of the tensors that the kernel is given, each once.
+    """
+
+    function: str
+    position: int
+    bytes_moved: int
+
+
+def build_plan(
+    module: tvm.IRModule, target: GpuTarget
+) -> tuple[LaunchPlan, list[Array], list[Origin]]:
+    """The plan of a scheduled module with its source, its weights, and where the launches are from.
 
     Raises:
         CompileError: a size is symbolic, or `main` does what no kernel does.
@@ -53,13 +90,14 @@ def build_plan(module: tvm.IRModule, target: GpuTarget) -> tuple[LaunchPlan, lis
     inputs = len(parameters) - len(hoisted.weights)
     plan = LaunchPlan(
         source,
+        b"",
         tuple(planner.sizes),
         tuple(parameters[:inputs]),
         tuple(parameters[inputs:]),
         tuple(outputs),
         tuple(planner.launches),
     )
-    return plan, hoisted.weights
+    return plan, hoisted.weights, planner.origins
 
 
 def _generate(module: tvm.IRModule, target: GpuTarget) -> tuple[str, dict[str, tirx.PrimFunc]]:
@@ -99,6 +137,7 @@ class _Planner:
     def __init__(self, hosts: dict[str, tirx.PrimFunc]) -> None:
         self.sizes: list[int] = []
         self.launches: list[Launch] = []
+        self.origins: list[Origin] = []
         self._hosts = hosts
         # Buffer of each variable of `main` that holds memory, those of a tuple in order.
         self._buffers: dict[Any, list[int]] = {}
@@ -146,13 +185,13 @@ class _Planner:
         raise CompileError(f"a {type(value).__name__} cannot be run on this target: {_NO_SIZE}")
 
     def _allocate(self, size: int) -> int:
-        # OpenCL has no buffer of no bytes.
+        # Neither OpenCL nor CUDA has a buffer of no bytes.
         self.sizes.append(max(size, 1))
         return len(self.sizes) - 1
 
     def _launch(self, name: str, arguments: list[int]) -> None:
         """The kernels of one function, with a buffer for each tensor that it keeps to itself."""
-        host = self._hosts[name]
+        host, position = self._hosts[name], 0
         buffers = dict(zip(host.params, arguments, strict=True))
         for statement in _statements(host.body):
             if isinstance(statement, tirx.DeclBuffer):
@@ -161,7 +200,10 @@ class _Planner:
                 kind = statement.buffer.ty
                 buffers[statement.buffer] = self._allocate(_bytes(kind))
             elif isinstance(statement, tirx.Evaluate):
-                self.launches.append(_read_launch(name, statement.value, buffers))
+                launch, size = _read_launch(name, statement.value, buffers)
+                self.launches.append(launch)
+                self.origins.append(Origin(name, position, size))
+                position += 1
             else:
                 what = type(statement).__name__
                 raise CompileError(f"the host code of {name} holds a {what}, no plain launch")
@@ -176,8 +218,8 @@ def _statements(body: Any) -> Iterator[Any]:
         yield body
 
 
-def _read_launch(name: str, call: Any, buffers: dict[Any, int]) -> Launch:
-    """What a host function's call of a kernel says."""
+def _read_launch(name: str, call: Any, buffers: dict[Any, int]) -> tuple[Launch, int]:
+    """What a host function's call of a kernel says, and the bytes of its tensors."""
     if str(getattr(call.op, "name", "")) != "tirx.call_ffi_kernel":
         raise CompileError(f"the host code of {name} calls {call.op}, no kernel")
     kernel, *values = call.args
@@ -185,6 +227,8 @@ def _read_launch(name: str, call: Any, buffers: dict[Any, int]) -> Launch:
     arguments, extents = values[: -len(tags)], values[-len(tags) :]
     sizes = {}
     for tag, extent in zip(tags, extents, strict=True):
+        if not tag.startswith(("blockIdx.", "threadIdx.")):
+            raise CompileError(f"{name} asks for {tag}, which a plan cannot say")
         if not isinstance(extent, tirx.IntImm):
             raise CompileError(f"{name}: {_NO_SIZE}")
         sizes[tag] = int(extent)
@@ -194,7 +238,8 @@ def _read_launch(name: str, call: Any, buffers: dict[Any, int]) -> Launch:
         return x, y, z
 
     used = tuple(_buffer_of(name, each, buffers) for each in arguments)
-    return Launch(str(kernel.value), used, along("blockIdx"), along("threadIdx"))
+    size = sum(_bytes(each.args[0].ty) for each in arguments)
+    return Launch(str(kernel.value), used, along("blockIdx"), along("threadIdx")), size
 
 
 def _buffer_of(name: str, data: Any, buffers: dict[Any, int]) -> int:

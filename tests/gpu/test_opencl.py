@@ -167,7 +167,7 @@ class TestErrors:
             Session(leaky)
 
     def test_bench_would_say_nothing(self, leaky):
-        with pytest.raises(InputError, match="for an OpenCL device"):
+        with pytest.raises(InputError, match="for OpenCL devices"):
             bench(leaky)
 
     @pytest.mark.parametrize(
@@ -193,7 +193,8 @@ class TestErrors:
 
 
 class TestPlan:
-    PLAN = LaunchPlan("", (4, 8), (0,), (), (1,), (Launch("k", (0, 1), (2, 1, 1), (4, 1, 1)),))
+    LAUNCH = Launch("k", (0, 1), (2, 1, 1), (4, 1, 1))
+    PLAN = LaunchPlan("", b"\0\xff", (4, 8), (0,), (), (1,), (LAUNCH,))
 
     def test_json(self):
         assert parse_plan(self.PLAN.to_json()) == self.PLAN
