@@ -184,6 +184,11 @@ def compile_command(
               help="Random inputs to compare.")  # fmt: skip
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True,
               help="Seed of the random inputs.")  # fmt: skip
+@click.option("--bisect", "bisects", is_flag=True,
+              help="Judge each kernel on exact inputs, the first random ones.")  # fmt: skip
+@click.option("--reproducer", type=FILE,
+              help="With --bisect, .onnx file to write for a kernel at fault, its inputs as .npz "
+              "beside it.  [default: ARTIFACT-fault.onnx]")  # fmt: skip
 @variants_option
 @device_option
 @json_option
@@ -194,6 +199,8 @@ def check(
     inputs: Path | None,
     samples: int,
     seed: int,
+    bisects: bool,
+    reproducer: Path | None,
     variant: str | None,
     device: str | None,
     as_json: bool,
@@ -204,11 +211,19 @@ def check(
     \b
     Example:
       leakyforge check model.lfa --samples 8 --seed 1
+      leakyforge check model.lfa --bisect
     """
     from leakyforge.render import print_parity
     from leakyforge.runtime import check as check_parity
 
     feeds = None if inputs is None else _load_npz(inputs)
+    if bisects:
+        if device is not None:
+            raise click.UsageError("--bisect observes kernels of the CPU; leave out --device")
+        _bisect(artifact, onnx, feeds, seed, variant, reproducer, as_json, quiet)
+        return
+    if reproducer is not None:
+        raise click.UsageError("--reproducer is what --bisect writes; add it")
     with _status(f"check {artifact.name}", quiet):
         report = check_parity(
             artifact,
@@ -468,6 +483,27 @@ def study(folder: Path, seeds: int, epochs: int, quiet: bool) -> None:
     _say(quiet, f"wrote {write_study(result, folder)}")
 
 
+def _bisect(
+    artifact: Path,
+    onnx: Path | None,
+    feeds: dict[str, Any] | None,
+    seed: int,
+    variant: str | None,
+    reproducer: Path | None,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Find the kernel at fault, and leave with status 1 where there is one."""
+    from leakyforge.kernels.bisect import bisect
+    from leakyforge.render import print_bisect
+
+    title = f"bisect {artifact.name}"
+    with _native_stderr_hidden() as stream, _status(title, quiet, stream):
+        report = bisect(artifact, onnx, inputs=feeds, seed=seed, variant=variant, output=reproducer)
+    _show(report, print_bisect, as_json, quiet)
+    _exit_with(report)
+
+
 def _compile(
     model: Path,
     output: Path | None,
@@ -532,11 +568,11 @@ def _native_stderr_hidden() -> Iterator[TextIO]:
 
 
 @contextlib.contextmanager
-def _status(title: str, quiet: bool) -> Iterator[None]:
+def _status(title: str, quiet: bool, stream: TextIO | None = None) -> Iterator[None]:
     """A moving sign that work goes on whose length is not known, on a terminal only."""
     from rich.console import Console
 
-    console = Console(stderr=True, quiet=quiet)
+    console = Console(file=stream or sys.stderr, quiet=quiet)
     if console.is_terminal:
         with console.status(title):
             yield

@@ -2,7 +2,7 @@
 
 import itertools
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from inspect import signature
 from typing import TYPE_CHECKING
 
@@ -15,12 +15,20 @@ if TYPE_CHECKING:
 
     from leakyforge.exporter.inspect import OnnxSummary
     from leakyforge.kernels import LayerReport
+    from leakyforge.kernels.bisect import BisectReport
     from leakyforge.models import ZooModel
     from leakyforge.runtime import BenchReport, Manifest, ParityReport, ProfileReport
     from leakyforge.runtime.doctor import Finding
     from leakyforge.runtime.manifest import ParityRecord
     from leakyforge.runtime.peers import PeerResult, PeersReport
 
+# What the stage says that `check --bisect` names.
+_STAGES = {
+    "unfused": "import, layouts and algorithms, before operators are fused",
+    "fused": "operators in one kernel, before it is scheduled",
+    "scheduled": "the kernel's schedule",
+    "artifact": "these nodes are right when they are compiled anew: its code or weights are others",
+}
 # A pipe has no width: wide enough that no column of ours is cut.
 _PIPE_WIDTH = 160
 
@@ -101,6 +109,52 @@ def _parity_table(report: "ParityReport", variant: str) -> Table:
             "pass" if row.passed else f"FAIL {row.problem or f'at {list(row.worst_index)}'}",
         )
     return table
+
+
+def print_bisect(report: "BisectReport") -> None:
+    """A row for each kernel, the worst first, then what is at fault."""
+    table = _table(
+        f"Kernels of {report.artifact}, variant {report.variant}, each on exact inputs",
+        "ONNX value", "kernel", "algorithm", "input -> output", "max abs", "tolerance", "used",
+        "against", "result",
+        numbers=range(4, 7),
+    )  # fmt: skip
+    for row in report.kernels:
+        cells = [row.value or "-", row.kernel.name, row.kernel.algorithm or "-", row.shapes]
+        if row.error is None:
+            table.add_row(*cells, *["-"] * 4, "with the next")
+            continue
+        table.add_row(
+            *cells,
+            f"{row.error.max_abs:.2e}",
+            f"{row.error.atol:.2e}",
+            f"{row.needed:.2f}",
+            row.error.reference,
+            "pass" if row.passed else f"FAIL {row.error.problem}",
+        )
+    console = stdout()
+    console.print(table)
+    for output in (*report.simplified, *report.outputs):
+        if not output.passed:
+            what = "the simplified model's" if output in report.simplified else "the artifact's"
+            console.print(f"{what} output {output.output} differs from {output.reference}")
+    for line in _fault_lines(report):
+        console.print(line)
+
+
+def _fault_lines(report: "BisectReport") -> Iterator[str]:
+    """What is at fault, in sentences."""
+    fault = report.fault
+    if fault is None:
+        yield f"bisect: {'pass' if report else 'FAIL'}, no kernel is outside its own tolerance"
+        return
+    kernels = " and ".join((*fault.parts, fault.kernel.name))
+    yield f"at fault: {kernels}, algorithm {fault.kernel.algorithm or 'none'}"
+    yield f"computes: {', '.join(fault.nodes) or 'a layout'}, {fault.shapes}"
+    if report.stage is not None:
+        yield f"stage: {report.stage} ({_STAGES[report.stage]})"
+        yield f"reproducer: {report.reproducer}, inputs {report.inputs}"
+    yield "bisect: FAIL"
 
 
 def print_peers(report: "PeersReport") -> None:

@@ -105,12 +105,18 @@ class ParityReport:
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain values, for JSON; infinities and NaN become texts."""
-        fields = asdict(self)
-        for row in fields["outputs"]:
-            for key, value in row.items():
-                if isinstance(value, float) and not np.isfinite(value):
-                    row[key] = str(value)
-        return {"passed": bool(self), **fields}
+        return {"passed": bool(self), **finite_fields(asdict(self))}
+
+
+def finite_fields(value: Any) -> Any:
+    """Plain values in which infinities and NaN, which JSON does not have, are texts."""
+    if isinstance(value, dict):
+        return {key: finite_fields(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite_fields(each) for each in value]
+    if isinstance(value, float) and not np.isfinite(value):
+        return str(value)
+    return value
 
 
 def check(
