@@ -184,6 +184,9 @@ def compile_command(
               help="Random inputs to compare.")  # fmt: skip
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True,
               help="Seed of the random inputs.")  # fmt: skip
+@click.option("--float64", is_flag=True,
+              help="Evaluate the model in float64 too, and bound what is lost to rounding by "
+              "ONNX Runtime's own loss.")  # fmt: skip
 @click.option("--bisect", "bisects", is_flag=True,
               help="Judge each kernel on exact inputs, the first random ones.")  # fmt: skip
 @click.option("--reproducer", type=FILE,
@@ -199,6 +202,7 @@ def check(
     inputs: Path | None,
     samples: int,
     seed: int,
+    float64: bool,
     bisects: bool,
     reproducer: Path | None,
     variant: str | None,
@@ -218,8 +222,11 @@ def check(
 
     feeds = None if inputs is None else _load_npz(inputs)
     if bisects:
-        if device is not None:
-            raise click.UsageError("--bisect observes kernels of the CPU; leave out --device")
+        if device is not None or float64:
+            raise click.UsageError(
+                "--bisect observes kernels of the CPU, in float64 anyway; leave out --device and "
+                "--float64"
+            )
         _bisect(artifact, onnx, feeds, seed, variant, reproducer, as_json, quiet)
         return
     if reproducer is not None:
@@ -233,6 +240,7 @@ def check(
             seed=seed,
             variant=variant,
             device=device,
+            float64=float64,
         )
     _show(report, print_parity, as_json, quiet)
     _exit_with(report)

@@ -64,8 +64,15 @@ def print_zoo(models: "Mapping[str, ZooModel]") -> None:
 def print_parity(report: "ParityReport") -> None:
     """A parity table for each variant, and what was not tested."""
     console = stdout()
-    for variant in dict.fromkeys(row.variant for row in report.outputs):
+    variants = dict.fromkeys(row.variant for row in report.outputs)
+    for variant in variants:
         console.print(_parity_table(report, variant))
+    for loss in report.roundings:
+        console.print(
+            f"{loss.output}{f' of {loss.variant}' if len(variants) > 1 else ''}: "
+            f"{loss.ratio:.1f} times the rounding of {loss.reference} (bound {loss.bound:g}): "
+            f"{'pass' if loss.passed else 'FAIL'}"
+        )
     if report.leaky_relus:
         shares = [row.share for row in report.leaky_relus]
         console.print(

@@ -15,9 +15,10 @@ from leakyforge.errors import InputError, ModelError
 from leakyforge.opsets import OLDEST_OF_ONNXRUNTIME, at_least
 from leakyforge.runtime.artifact import Artifact, read_artifact, read_manifest
 from leakyforge.runtime.manifest import Manifest
+from leakyforge.runtime.own_rounding import OwnRounding, compare_roundings
 from leakyforge.runtime.reference import Reference, load_reference, random_feeds
 from leakyforge.runtime.session import Session, check_feeds
-from leakyforge.runtime.tensors import Array, TensorSpec, format_shape
+from leakyforge.runtime.tensors import Array, TensorSpec, format_shape, numpy_dtype
 from leakyforge.runtime.variants import choose_variants
 from leakyforge.tolerance import Tolerance, tolerance
 
@@ -86,6 +87,8 @@ class ParityReport:
         outputs: one row for each variant, reference and output.
         leaky_relus: how much of each LeakyRelu was tested.
         not_run: for each variant that was asked for and cannot run here, why.
+        roundings: for each variant, reference and output, its loss beside the reference's own,
+            where that was asked for.
     """
 
     artifact: str
@@ -94,9 +97,11 @@ class ParityReport:
     outputs: tuple[OutputParity, ...]
     leaky_relus: tuple[NegativeShare, ...]
     not_run: dict[str, str] = field(default_factory=dict)
+    roundings: tuple[OwnRounding, ...] = ()
 
     def __bool__(self) -> bool:
-        return all(row.passed for row in self.outputs)
+        outputs = all(row.passed for row in self.outputs)
+        return outputs and all(row.passed for row in self.roundings)
 
     @property
     def never_negative(self) -> tuple[NegativeShare, ...]:
@@ -128,6 +133,7 @@ def check(
     seed: int = 0,
     variant: str | None = None,
     device: str | None = None,
+    float64: bool = False,
 ) -> ParityReport:
     """Compare an artifact with ONNX Runtime, with its graph optimisations on and off.
 
@@ -140,10 +146,13 @@ def check(
         seed: of the random inputs.
         variant: the variant to check; by default the best for this CPU, `all` for each that runs.
         device: for an OpenCL artifact, as in `Session`.
+        float64: evaluate the model in float64 too, and judge what is lost to rounding by what ONNX
+            Runtime itself loses (see `own_rounding`); takes seconds to minutes.
 
     Raises:
         ArtifactError: the artifact cannot be loaded here.
-        ModelError: the ONNX file is absent, is not the one, or ONNX Runtime refuses it.
+        ModelError: the ONNX file is absent, is not the one, ONNX Runtime refuses it, or it cannot
+            be evaluated in float64.
         InputError: `inputs` do not fit the model, or samples is below 1.
         DeviceError: an OpenCL artifact, and no such device.
     """
@@ -167,14 +176,22 @@ def check(
     references = [load_reference(proto, optimised=optimised) for optimised in (True, False)]
     if references[0].name == references[1].name:
         del references[1]
-    rows = []
+    exact = _exact_outputs(proto, feeds) if float64 else None
+    rows: list[OutputParity] = []
+    roundings: list[OwnRounding] = []
     for reference in references:
         desired = [reference.run(feed) for feed in feeds]
+        if exact is not None:
+            _check_exact(manifest.outputs, desired, exact, reference.name)
         for name, ours in actual.items():
             rows += [
                 replace(row, variant=name)
                 for row in compare_outputs(manifest.outputs, ours, desired, reference.name)
             ]
+            if exact is not None:
+                roundings += compare_roundings(
+                    manifest.outputs, ours, desired, exact, reference.name, name
+                )
     return ParityReport(
         str(artifact),
         len(feeds),
@@ -182,7 +199,34 @@ def check(
         tuple(rows),
         negative_shares(proto, feeds),
         not_run,
+        tuple(roundings),
     )
+
+
+def _exact_outputs(proto: Any, feeds: Sequence[Mapping[str, Array]]) -> list[dict[str, Array]]:
+    """Outputs of the model in float64."""
+    from leakyforge.runtime.float64 import evaluate_float64
+
+    return evaluate_float64(proto, feeds)
+
+
+def _check_exact(
+    specs: Sequence[TensorSpec],
+    desired: Sequence[Mapping[str, Array]],
+    exact: Sequence[Mapping[str, Array]],
+    reference: str,
+) -> None:
+    """Refuse outputs in float64 that the reference's roundings do not explain."""
+    rounded = [
+        {spec.name: sample[spec.name].astype(numpy_dtype(spec.dtype)) for spec in specs}
+        for sample in exact
+    ]
+    for row in compare_outputs(specs, desired, rounded, "float64"):
+        if not row.passed:
+            raise ModelError(
+                f"output {row.output!r} of {reference} is {row.max_abs:.2e} from that in float64, "
+                f"and its roundings explain {row.atol:.2e}; check without --float64"
+            )
 
 
 def verify(
