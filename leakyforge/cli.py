@@ -18,6 +18,7 @@ import click
 
 from leakyforge.errors import LeakyforgeError, ParityError
 from leakyforge.options import (
+    FAMILIES,
     FILE,
     NamedValue,
     Shape,
@@ -187,6 +188,8 @@ def compile_command(
 @click.option("--float64", is_flag=True,
               help="Evaluate the model in float64 too, and bound what is lost to rounding by "
               "ONNX Runtime's own loss.")  # fmt: skip
+@click.option("--family", type=click.Choice(FAMILIES),
+              help="What it is for: judge boxes, pictures, sound or classes too.")  # fmt: skip
 @click.option("--bisect", "bisects", is_flag=True,
               help="Judge each kernel on exact inputs, the first random ones.")  # fmt: skip
 @click.option("--reproducer", type=FILE,
@@ -203,6 +206,7 @@ def check(
     samples: int,
     seed: int,
     float64: bool,
+    family: str | None,
     bisects: bool,
     reproducer: Path | None,
     variant: str | None,
@@ -222,10 +226,9 @@ def check(
 
     feeds = None if inputs is None else _load_npz(inputs)
     if bisects:
-        if device is not None or float64:
+        if device is not None or float64 or family is not None:
             raise click.UsageError(
-                "--bisect observes kernels of the CPU, in float64 anyway; leave out --device and "
-                "--float64"
+                "--bisect judges kernels of the CPU; leave out --device, --float64 and --family"
             )
         _bisect(artifact, onnx, feeds, seed, variant, reproducer, as_json, quiet)
         return
@@ -241,6 +244,7 @@ def check(
             variant=variant,
             device=device,
             float64=float64,
+            family=family,
         )
     _show(report, print_parity, as_json, quiet)
     _exit_with(report)

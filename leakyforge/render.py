@@ -73,6 +73,8 @@ def print_parity(report: "ParityReport") -> None:
             f"{loss.ratio:.1f} times the rounding of {loss.reference} (bound {loss.bound:g}): "
             f"{'pass' if loss.passed else 'FAIL'}"
         )
+    if report.acceptance:
+        console.print(_acceptance_table(report))
     if report.leaky_relus:
         shares = [row.share for row in report.leaky_relus]
         console.print(
@@ -88,6 +90,25 @@ def print_parity(report: "ParityReport") -> None:
         console.print(f"variant {variant} was not run: {reason}")
     not_run = f"; not run: {', '.join(report.not_run)}" if report.not_run else ""
     console.print(f"parity: {'pass' if report else 'FAIL'}{not_run}")
+
+
+def _acceptance_table(report: "ParityReport") -> Table:
+    """What the differences do to boxes, pictures, sound or classes."""
+    table = _table(
+        "Acceptance", "measure", "variant", "reference", "value", "bound", "from", "result",
+        numbers=(3,),
+    )  # fmt: skip
+    for row in report.acceptance:
+        table.add_row(
+            row.measure,
+            row.variant,
+            row.reference,
+            f"{row.value:.6g}",
+            f"at {'least' if row.at_least else 'most'} {row.bound:.6g}",
+            row.origin,
+            "pass" if row.passed else "FAIL",
+        )
+    return table
 
 
 def _parity_table(report: "ParityReport", variant: str) -> Table:

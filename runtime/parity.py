@@ -13,6 +13,7 @@ import numpy as np
 
 from leakyforge.errors import InputError, ModelError
 from leakyforge.opsets import OLDEST_OF_ONNXRUNTIME, at_least
+from leakyforge.runtime.acceptance import Acceptance, Samples, accept
 from leakyforge.runtime.artifact import Artifact, read_artifact, read_manifest
 from leakyforge.runtime.manifest import Manifest
 from leakyforge.runtime.own_rounding import OwnRounding, compare_roundings
@@ -89,6 +90,8 @@ class ParityReport:
         not_run: for each variant that was asked for and cannot run here, why.
         roundings: for each variant, reference and output, its loss beside the reference's own,
             where that was asked for.
+        acceptance: for each variant and reference, the measures of a family of models, where one
+            was named.
     """
 
     artifact: str
@@ -98,10 +101,11 @@ class ParityReport:
     leaky_relus: tuple[NegativeShare, ...]
     not_run: dict[str, str] = field(default_factory=dict)
     roundings: tuple[OwnRounding, ...] = ()
+    acceptance: tuple[Acceptance, ...] = ()
 
     def __bool__(self) -> bool:
-        outputs = all(row.passed for row in self.outputs)
-        return outputs and all(row.passed for row in self.roundings)
+        groups = (self.outputs, self.roundings, self.acceptance)
+        return all(row.passed for rows in groups for row in rows)
 
     @property
     def never_negative(self) -> tuple[NegativeShare, ...]:
@@ -134,6 +138,7 @@ def check(
     variant: str | None = None,
     device: str | None = None,
     float64: bool = False,
+    family: str | None = None,
 ) -> ParityReport:
     """Compare an artifact with ONNX Runtime, with its graph optimisations on and off.
 
@@ -148,12 +153,15 @@ def check(
         device: for an OpenCL artifact, as in `Session`.
         float64: evaluate the model in float64 too, and judge what is lost to rounding by what ONNX
             Runtime itself loses (see `own_rounding`); takes seconds to minutes.
+        family: what the model is for, one of `acceptance.FAMILIES`: boxes, pictures, sound or
+            classes are compared too.
 
     Raises:
         ArtifactError: the artifact cannot be loaded here.
         ModelError: the ONNX file is absent, is not the one, ONNX Runtime refuses it, or it cannot
             be evaluated in float64.
-        InputError: `inputs` do not fit the model, or samples is below 1.
+        InputError: `inputs` do not fit the model, samples is below 1, or the outputs are not those
+            of the family.
         DeviceError: an OpenCL artifact, and no such device.
     """
     if samples < 1:
@@ -179,19 +187,24 @@ def check(
     exact = _exact_outputs(proto, feeds) if float64 else None
     rows: list[OutputParity] = []
     roundings: list[OwnRounding] = []
+    acceptance: list[Acceptance] = []
     for reference in references:
         desired = [reference.run(feed) for feed in feeds]
         if exact is not None:
             _check_exact(manifest.outputs, desired, exact, reference.name)
         for name, ours in actual.items():
-            rows += [
-                replace(row, variant=name)
-                for row in compare_outputs(manifest.outputs, ours, desired, reference.name)
-            ]
+            compared = compare_outputs(manifest.outputs, ours, desired, reference.name)
+            rows += [replace(row, variant=name) for row in compared]
             if exact is not None:
                 roundings += compare_roundings(
                     manifest.outputs, ours, desired, exact, reference.name, name
                 )
+            # Another shape or a NaN has failed already, and is no picture.
+            if family is not None and not any(row.problem for row in compared):
+                measures = accept(family, Samples(specs, manifest.outputs, ours, desired))
+                acceptance += [
+                    replace(row, reference=reference.name, variant=name) for row in measures
+                ]
     return ParityReport(
         str(artifact),
         len(feeds),
@@ -200,6 +213,7 @@ def check(
         negative_shares(proto, feeds),
         not_run,
         tuple(roundings),
+        tuple(acceptance),
     )
 
 
