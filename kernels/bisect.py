@@ -11,7 +11,7 @@ from typing import Any
 
 import onnx
 
-from leakyforge.errors import InputError
+from leakyforge.errors import InputError, LeakyforgeError
 from leakyforge.exporter.simplify import simplify
 from leakyforge.files import atomic_file, destination_problem
 from leakyforge.kernels.compile import OLDEST_OPSET
@@ -53,6 +53,7 @@ class BisectReport:
             the compiler is given.
         stage: the first stage of the compiler that is wrong on the nodes of the worst kernel (see
             `stages.STAGES`); `artifact` where compiling them anew is right; None without a fault.
+        stage_problem: why the stage is not known, else empty.
         reproducer: the .onnx file of these nodes, None without a fault.
         inputs: the .npz file of their inputs.
     """
@@ -63,6 +64,7 @@ class BisectReport:
     outputs: tuple[OutputParity, ...]
     simplified: tuple[OutputParity, ...]
     stage: str | None = None
+    stage_problem: str = ""
     reproducer: str | None = None
     inputs: str | None = None
 
@@ -140,10 +142,13 @@ def bisect(
         value = desired.astype(output.dtype)
         return compare(str(fault.value), output, value, limits, engine).passed
 
-    stage = first_wrong_stage(part, given, is_right, parse_target(loaded.variant.target))
-    return dataclasses.replace(
-        report, stage=stage or ARTIFACT, reproducer=str(model_file), inputs=str(inputs_file)
-    )
+    report = dataclasses.replace(report, reproducer=str(model_file), inputs=str(inputs_file))
+    try:
+        stage = first_wrong_stage(part, given, is_right, parse_target(loaded.variant.target))
+    except LeakyforgeError as error:
+        # The kernel at fault is known all the same.
+        return dataclasses.replace(report, stage_problem=str(error))
+    return dataclasses.replace(report, stage=stage or ARTIFACT)
 
 
 def _compiled(source: onnx.ModelProto, specs: Sequence[TensorSpec]) -> onnx.ModelProto:

@@ -181,6 +181,9 @@ def _fault_lines(report: "BisectReport") -> Iterator[str]:
     yield f"computes: {', '.join(fault.nodes) or 'a layout'}, {fault.shapes}"
     if report.stage is not None:
         yield f"stage: {report.stage} ({_STAGES[report.stage]})"
+    if report.stage_problem:
+        yield f"stage: not known: {report.stage_problem}"
+    if report.reproducer is not None:
         yield f"reproducer: {report.reproducer}, inputs {report.inputs}"
     yield "bisect: FAIL"
 

@@ -12,8 +12,9 @@ import tvm_ffi
 from tvm import tirx
 
 from leakyforge.cli import main
-from leakyforge.errors import InputError, ModelError
+from leakyforge.errors import CompileError, InputError, ModelError
 from leakyforge.exporter import export
+from leakyforge.kernels import bisect as bisect_module
 from leakyforge.kernels import compile, pipeline
 from leakyforge.kernels.bisect import bisect
 from leakyforge.runtime import check, read_manifest
@@ -182,6 +183,19 @@ def test_command_line(planted, tmp_path, capsys):
     assert printed.endswith("bisect: FAIL\n")
     assert (tmp_path / "planted-fault.onnx").is_file()
     assert (tmp_path / "planted-fault.npz").is_file()
+
+
+def test_the_kernel_is_named_where_its_stage_cannot_be(planted, monkeypatch, capsys):
+    def fails(*_):
+        raise CompileError("TVM fails on stage 'fused': out of luck")
+
+    monkeypatch.setattr(bisect_module, "first_wrong_stage", fails)
+    with pytest.raises(SystemExit):
+        main(["check", str(planted("leaky1")), "--bisect"])
+    printed = capsys.readouterr().out
+    assert "LeakyRelu leaky1" in printed
+    assert "stage: not known: TVM fails on stage 'fused': out of luck" in printed
+    assert "reproducer: " in printed
 
 
 def test_json(digits, capsys):
