@@ -73,7 +73,7 @@ STAGES = (
 
 PRECISIONS = ("default", "strict")
 # What TVM's front end and onnxscript's folding take as it is; older models are raised to it.
-_OLDEST_OPSET = 13
+OLDEST_OPSET = 13
 
 
 def compile(
@@ -131,7 +131,7 @@ def compile(
     check_destination(path)
     proto = fix_shapes(model.proto, shapes or {})
     on_stage("fold")
-    folded = simplify(at_least(proto, _OLDEST_OPSET))
+    folded = simplify(at_least(proto, OLDEST_OPSET))
     on_stage("import")
     imported = import_onnx(add_up_in_float32(folded))
     unmeasured = _unmeasured(target, measure)

@@ -18,6 +18,7 @@ import click
 
 from leakyforge.errors import LeakyforgeError, ParityError
 from leakyforge.options import (
+    FAMILIES,
     FILE,
     NamedValue,
     Shape,
@@ -184,6 +185,16 @@ def compile_command(
               help="Random inputs to compare.")  # fmt: skip
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True,
               help="Seed of the random inputs.")  # fmt: skip
+@click.option("--float64", is_flag=True,
+              help="Evaluate the model in float64 too, and bound what is lost to rounding by "
+              "ONNX Runtime's own loss.")  # fmt: skip
+@click.option("--family", type=click.Choice(FAMILIES),
+              help="What it is for: judge boxes, pictures, sound or classes too.")  # fmt: skip
+@click.option("--bisect", "bisects", is_flag=True,
+              help="Judge each kernel on exact inputs, the first random ones.")  # fmt: skip
+@click.option("--reproducer", type=FILE,
+              help="With --bisect, .onnx file to write for a kernel at fault, its inputs as .npz "
+              "beside it.  [default: ARTIFACT-fault.onnx]")  # fmt: skip
 @variants_option
 @device_option
 @json_option
@@ -194,6 +205,10 @@ def check(
     inputs: Path | None,
     samples: int,
     seed: int,
+    float64: bool,
+    family: str | None,
+    bisects: bool,
+    reproducer: Path | None,
     variant: str | None,
     device: str | None,
     as_json: bool,
@@ -204,11 +219,21 @@ def check(
     \b
     Example:
       leakyforge check model.lfa --samples 8 --seed 1
+      leakyforge check model.lfa --bisect
     """
     from leakyforge.render import print_parity
     from leakyforge.runtime import check as check_parity
 
     feeds = None if inputs is None else _load_npz(inputs)
+    if bisects:
+        if device is not None or float64 or family is not None:
+            raise click.UsageError(
+                "--bisect judges kernels of the CPU; leave out --device, --float64 and --family"
+            )
+        _bisect(artifact, onnx, feeds, seed, variant, reproducer, as_json, quiet)
+        return
+    if reproducer is not None:
+        raise click.UsageError("--reproducer is what --bisect writes; add it")
     with _status(f"check {artifact.name}", quiet):
         report = check_parity(
             artifact,
@@ -218,6 +243,8 @@ def check(
             seed=seed,
             variant=variant,
             device=device,
+            float64=float64,
+            family=family,
         )
     _show(report, print_parity, as_json, quiet)
     _exit_with(report)
@@ -477,6 +504,27 @@ def study(folder: Path, seeds: int, epochs: int, quiet: bool) -> None:
     _say(quiet, f"wrote {write_study(result, folder)}")
 
 
+def _bisect(
+    artifact: Path,
+    onnx: Path | None,
+    feeds: dict[str, Any] | None,
+    seed: int,
+    variant: str | None,
+    reproducer: Path | None,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Find the kernel at fault, and leave with status 1 where there is one."""
+    from leakyforge.kernels.bisect import bisect
+    from leakyforge.render import print_bisect
+
+    title = f"bisect {artifact.name}"
+    with _native_stderr_hidden() as stream, _status(title, quiet, stream):
+        report = bisect(artifact, onnx, inputs=feeds, seed=seed, variant=variant, output=reproducer)
+    _show(report, print_bisect, as_json, quiet)
+    _exit_with(report)
+
+
 def _compile(
     model: Path,
     output: Path | None,
@@ -541,11 +589,11 @@ def _native_stderr_hidden() -> Iterator[TextIO]:
 
 
 @contextlib.contextmanager
-def _status(title: str, quiet: bool) -> Iterator[None]:
+def _status(title: str, quiet: bool, stream: TextIO | None = None) -> Iterator[None]:
     """A moving sign that work goes on whose length is not known, on a terminal only."""
     from rich.console import Console
 
-    console = Console(stderr=True, quiet=quiet)
+    console = Console(file=stream or sys.stderr, quiet=quiet)
     if console.is_terminal:
         with console.status(title):
             yield

@@ -10,6 +10,8 @@ import click
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 FILE = click.Path(path_type=Path)
+# Those of `runtime.acceptance`, which `--help` does not load.
+FAMILIES = ("yolo", "super-resolution", "vocoder", "classifier")
 
 
 class NamedValue(click.ParamType[tuple[str, str]]):

@@ -3,7 +3,7 @@
 import itertools
 import sys
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from inspect import signature
 from typing import TYPE_CHECKING
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from leakyforge.exporter.inspect import OnnxSummary
     from leakyforge.kernels import LayerReport
+    from leakyforge.kernels.bisect import BisectReport
     from leakyforge.models import ZooModel
     from leakyforge.runtime import BenchReport, Manifest, ParityReport, ProfileReport
     from leakyforge.runtime.doctor import Finding
@@ -23,6 +24,13 @@ if TYPE_CHECKING:
     from leakyforge.runtime.peers import PeerResult, PeersReport
     from leakyforge.runtime.roofline import RooflineReport
 
+# What the stage says that `check --bisect` names.
+_STAGES = {
+    "unfused": "import, layouts and algorithms, before operators are fused",
+    "fused": "operators in one kernel, before it is scheduled",
+    "scheduled": "the kernel's schedule",
+    "artifact": "these nodes are right when they are compiled anew: its code or weights are others",
+}
 # A pipe has no width: wide enough that no column of ours is cut.
 _PIPE_WIDTH = 160
 
@@ -58,8 +66,17 @@ def print_zoo(models: "Mapping[str, ZooModel]") -> None:
 def print_parity(report: "ParityReport") -> None:
     """A parity table for each variant, and what was not tested."""
     console = stdout()
-    for variant in dict.fromkeys(row.variant for row in report.outputs):
+    variants = dict.fromkeys(row.variant for row in report.outputs)
+    for variant in variants:
         console.print(_parity_table(report, variant))
+    for loss in report.roundings:
+        console.print(
+            f"{loss.output}{f' of {loss.variant}' if len(variants) > 1 else ''}: "
+            f"{loss.ratio:.1f} times the rounding of {loss.reference} (bound {loss.bound:g}): "
+            f"{'pass' if loss.passed else 'FAIL'}"
+        )
+    if report.acceptance:
+        console.print(_acceptance_table(report))
     if report.leaky_relus:
         shares = [row.share for row in report.leaky_relus]
         console.print(
@@ -75,6 +92,25 @@ def print_parity(report: "ParityReport") -> None:
         console.print(f"variant {variant} was not run: {reason}")
     not_run = f"; not run: {', '.join(report.not_run)}" if report.not_run else ""
     console.print(f"parity: {'pass' if report else 'FAIL'}{not_run}")
+
+
+def _acceptance_table(report: "ParityReport") -> Table:
+    """What the differences do to boxes, pictures, sound or classes."""
+    table = _table(
+        "Acceptance", "measure", "variant", "reference", "value", "bound", "from", "result",
+        numbers=(3,),
+    )  # fmt: skip
+    for row in report.acceptance:
+        table.add_row(
+            row.measure,
+            row.variant,
+            row.reference,
+            f"{row.value:.6g}",
+            f"at {'least' if row.at_least else 'most'} {row.bound:.6g}",
+            row.origin,
+            "pass" if row.passed else "FAIL",
+        )
+    return table
 
 
 def _parity_table(report: "ParityReport", variant: str) -> Table:
@@ -103,6 +139,55 @@ def _parity_table(report: "ParityReport", variant: str) -> Table:
             "pass" if row.passed else f"FAIL {row.problem or f'at {list(row.worst_index)}'}",
         )
     return table
+
+
+def print_bisect(report: "BisectReport") -> None:
+    """A row for each kernel, the worst first, then what is at fault."""
+    table = _table(
+        f"Kernels of {report.artifact}, variant {report.variant}, each on exact inputs",
+        "ONNX value", "kernel", "algorithm", "input -> output", "max abs", "tolerance", "used",
+        "against", "result",
+        numbers=range(4, 7),
+    )  # fmt: skip
+    for row in report.kernels:
+        cells = [row.value or "-", row.kernel.name, row.kernel.algorithm or "-", row.shapes]
+        if row.error is None:
+            table.add_row(*cells, *["-"] * 4, "with the next")
+            continue
+        table.add_row(
+            *cells,
+            f"{row.error.max_abs:.2e}",
+            f"{row.error.atol:.2e}",
+            f"{row.needed:.2f}",
+            row.error.reference,
+            "pass" if row.passed else f"FAIL {row.error.problem}",
+        )
+    console = stdout()
+    console.print(table)
+    for output in (*report.simplified, *report.outputs):
+        if not output.passed:
+            what = "the simplified model's" if output in report.simplified else "the artifact's"
+            console.print(f"{what} output {output.output} differs from {output.reference}")
+    for line in _fault_lines(report):
+        console.print(line)
+
+
+def _fault_lines(report: "BisectReport") -> Iterator[str]:
+    """What is at fault, in sentences."""
+    fault = report.fault
+    if fault is None:
+        yield f"bisect: {'pass' if report else 'FAIL'}, no kernel is outside its own tolerance"
+        return
+    kernels = " and ".join((*fault.parts, fault.kernel.name))
+    yield f"at fault: {kernels}, algorithm {fault.kernel.algorithm or 'none'}"
+    yield f"computes: {', '.join(fault.nodes) or 'a layout'}, {fault.shapes}"
+    if report.stage is not None:
+        yield f"stage: {report.stage} ({_STAGES[report.stage]})"
+    if report.stage_problem:
+        yield f"stage: not known: {report.stage_problem}"
+    if report.reproducer is not None:
+        yield f"reproducer: {report.reproducer}, inputs {report.inputs}"
+    yield "bisect: FAIL"
 
 
 def print_peers(report: "PeersReport") -> None:

@@ -13,11 +13,13 @@ import numpy as np
 
 from leakyforge.errors import InputError, ModelError
 from leakyforge.opsets import OLDEST_OF_ONNXRUNTIME, at_least
+from leakyforge.runtime.acceptance import Acceptance, Samples, accept
 from leakyforge.runtime.artifact import Artifact, read_artifact, read_manifest
 from leakyforge.runtime.manifest import Manifest
+from leakyforge.runtime.own_rounding import OwnRounding, compare_roundings
 from leakyforge.runtime.reference import Reference, load_reference, random_feeds
 from leakyforge.runtime.session import Session, check_feeds
-from leakyforge.runtime.tensors import Array, TensorSpec, format_shape
+from leakyforge.runtime.tensors import Array, TensorSpec, format_shape, numpy_dtype
 from leakyforge.runtime.variants import choose_variants
 from leakyforge.tolerance import Tolerance, tolerance
 
@@ -86,6 +88,10 @@ class ParityReport:
         outputs: one row for each variant, reference and output.
         leaky_relus: how much of each LeakyRelu was tested.
         not_run: for each variant that was asked for and cannot run here, why.
+        roundings: for each variant, reference and output, its loss beside the reference's own,
+            where that was asked for.
+        acceptance: for each variant and reference, the measures of a family of models, where one
+            was named.
     """
 
     artifact: str
@@ -94,9 +100,12 @@ class ParityReport:
     outputs: tuple[OutputParity, ...]
     leaky_relus: tuple[NegativeShare, ...]
     not_run: dict[str, str] = field(default_factory=dict)
+    roundings: tuple[OwnRounding, ...] = ()
+    acceptance: tuple[Acceptance, ...] = ()
 
     def __bool__(self) -> bool:
-        return all(row.passed for row in self.outputs)
+        groups = (self.outputs, self.roundings, self.acceptance)
+        return all(row.passed for rows in groups for row in rows)
 
     @property
     def never_negative(self) -> tuple[NegativeShare, ...]:
@@ -105,12 +114,18 @@ class ParityReport:
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain values, for JSON; infinities and NaN become texts."""
-        fields = asdict(self)
-        for row in fields["outputs"]:
-            for key, value in row.items():
-                if isinstance(value, float) and not np.isfinite(value):
-                    row[key] = str(value)
-        return {"passed": bool(self), **fields}
+        return {"passed": bool(self), **finite_fields(asdict(self))}
+
+
+def finite_fields(value: Any) -> Any:
+    """Plain values in which infinities and NaN, which JSON does not have, are texts."""
+    if isinstance(value, dict):
+        return {key: finite_fields(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite_fields(each) for each in value]
+    if isinstance(value, float) and not np.isfinite(value):
+        return str(value)
+    return value
 
 
 def check(
@@ -122,6 +137,8 @@ def check(
     seed: int = 0,
     variant: str | None = None,
     device: str | None = None,
+    float64: bool = False,
+    family: str | None = None,
 ) -> ParityReport:
     """Compare an artifact with ONNX Runtime, with its graph optimisations on and off.
 
@@ -134,11 +151,17 @@ def check(
         seed: of the random inputs.
         variant: the variant to check; by default the best for this CPU, `all` for each that runs.
         device: for a device's artifact, as in `Session`.
+        float64: evaluate the model in float64 too, and judge what is lost to rounding by what ONNX
+            Runtime itself loses (see `own_rounding`); takes seconds to minutes.
+        family: what the model is for, one of `acceptance.FAMILIES`: boxes, pictures, sound or
+            classes are compared too.
 
     Raises:
         ArtifactError: the artifact cannot be loaded here.
-        ModelError: the ONNX file is absent, is not the one, or ONNX Runtime refuses it.
-        InputError: `inputs` do not fit the model, or samples is below 1.
+        ModelError: the ONNX file is absent, is not the one, ONNX Runtime refuses it, or it cannot
+            be evaluated in float64.
+        InputError: `inputs` do not fit the model, samples is below 1, or the outputs are not those
+            of the family.
         DeviceError: a device's artifact, and no such device.
     """
     if samples < 1:
@@ -161,14 +184,27 @@ def check(
     references = [load_reference(proto, optimised=optimised) for optimised in (True, False)]
     if references[0].name == references[1].name:
         del references[1]
-    rows = []
+    exact = _exact_outputs(proto, feeds) if float64 else None
+    rows: list[OutputParity] = []
+    roundings: list[OwnRounding] = []
+    acceptance: list[Acceptance] = []
     for reference in references:
         desired = [reference.run(feed) for feed in feeds]
+        if exact is not None:
+            _check_exact(manifest.outputs, desired, exact, reference.name)
         for name, ours in actual.items():
-            rows += [
-                replace(row, variant=name)
-                for row in compare_outputs(manifest.outputs, ours, desired, reference.name)
-            ]
+            compared = compare_outputs(manifest.outputs, ours, desired, reference.name)
+            rows += [replace(row, variant=name) for row in compared]
+            if exact is not None:
+                roundings += compare_roundings(
+                    manifest.outputs, ours, desired, exact, reference.name, name
+                )
+            # Another shape or a NaN has failed already, and is no picture.
+            if family is not None and not any(row.problem for row in compared):
+                measures = accept(family, Samples(specs, manifest.outputs, ours, desired))
+                acceptance += [
+                    replace(row, reference=reference.name, variant=name) for row in measures
+                ]
     return ParityReport(
         str(artifact),
         len(feeds),
@@ -176,7 +212,35 @@ def check(
         tuple(rows),
         negative_shares(proto, feeds),
         not_run,
+        tuple(roundings),
+        tuple(acceptance),
     )
+
+
+def _exact_outputs(proto: Any, feeds: Sequence[Mapping[str, Array]]) -> list[dict[str, Array]]:
+    """Outputs of the model in float64."""
+    from leakyforge.runtime.float64 import evaluate_float64
+
+    return evaluate_float64(proto, feeds)
+
+
+def _check_exact(
+    specs: Sequence[TensorSpec],
+    desired: Sequence[Mapping[str, Array]],
+    exact: Sequence[Mapping[str, Array]],
+    reference: str,
+) -> None:
+    """Refuse outputs in float64 that the reference's roundings do not explain."""
+    rounded = [
+        {spec.name: sample[spec.name].astype(numpy_dtype(spec.dtype)) for spec in specs}
+        for sample in exact
+    ]
+    for row in compare_outputs(specs, desired, rounded, "float64"):
+        if not row.passed:
+            raise ModelError(
+                f"output {row.output!r} of {reference} is {row.max_abs:.2e} from that in float64, "
+                f"and its roundings explain {row.atol:.2e}; check without --float64"
+            )
 
 
 def verify(

@@ -35,7 +35,7 @@ class VmEngine:
         self._main = self._machine["main"]
         memory = self._weight_memory = artifact.weight_memory
         weights = unpack_weights(memory, artifact.variant.weights)
-        self._weights = [_to_tvm(weight) for weight in weights]
+        self._weights = [to_tvm(weight) for weight in weights]
         self._weight_addresses = (memory.ctypes.data, memory.ctypes.data + memory.nbytes)
         self._has_one_output = len(artifact.manifest.outputs) == 1
         self._copies: dict[str, Array] = {}
@@ -50,7 +50,7 @@ class VmEngine:
         tensors, borrowed = [], [self._weight_addresses]
         for name, array in feeds.items():
             # DLPack as tvm_ffi speaks it cannot say "read-only", and numpy then refuses.
-            tensor = _to_tvm(array if array.flags.carray else self._copy(name, array))
+            tensor = to_tvm(array if array.flags.carray else self._copy(name, array))
             tensors.append(tensor)
             borrowed.append(_addresses(tensor, array.nbytes))
         try:
@@ -64,7 +64,7 @@ class VmEngine:
             ) from error
         outputs = []
         for tensor in [result] if self._has_one_output else result:
-            array = _to_numpy(tensor)
+            array = to_numpy(tensor)
             addresses = _addresses(tensor, array.nbytes)
             # An output may be an input, a weight, or another output under a second name.
             outputs.append(array.copy() if _overlap(addresses, borrowed) else array)
@@ -84,7 +84,7 @@ class VmEngine:
         return copy
 
 
-def _to_tvm(array: Array) -> Any:
+def to_tvm(array: Array) -> Any:
     """A TVM tensor over an aligned array's memory."""
     ffi = tvm_ffi()
     # Numpy calls bfloat16 a type of kind V, and DLPack leaves numpy without it.
@@ -112,7 +112,7 @@ def _overlap(addresses: _Addresses, others: Sequence[_Addresses]) -> bool:
     return False
 
 
-def _to_numpy(tensor: Any) -> Array:
+def to_numpy(tensor: Any) -> Array:
     """A numpy array over a tensor's memory."""
     try:
         return np.from_dlpack(tensor)

@@ -141,6 +141,8 @@ class TestContent:
         text = zipfile.ZipFile(wheel).read(name).decode()
         assert "[console_scripts]" in text
         assert "leakyforge = leakyforge.cli:main" in text
+        assert "[pytest11]" in text
+        assert "leakyforge = leakyforge.pytest_plugin" in text
 
     def test_the_pair_is_pinned_as_the_code_wants_it(self, metadata):
         required = metadata.get_all("Requires-Dist")
