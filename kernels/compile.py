@@ -129,7 +129,9 @@ def compile(
     members: dict[str, bytes] = {}
     for each in targets:
         if isinstance(each, GpuTarget):
-            variant, parts, module = _build_gpu(imported, each, on_stage)
+            variant, parts, module = _build_gpu(
+                imported, each, on_stage, on_decision, on_layer
+            )
         else:
             variant, parts, module = _build(
                 imported,
@@ -196,14 +198,19 @@ def _variant(
 
 
 def _build_gpu(
-    module: tvm.IRModule, target: GpuTarget, on_stage: Callable[[str], None]
+    module: tvm.IRModule,
+    target: GpuTarget,
+    on_stage: Callable[[str], None],
+    on_decision: Callable[[Decision], None],
+    on_layer: Callable[[LayerReport], None],
 ) -> tuple[Variant, dict[str, bytes], tvm.IRModule]:
     """The variant of a device, its members, and the module before lowering, for its types."""
     with _tvm_errors(module):
         on_stage("fuse")
         fused = fuse(module, target.tvm)
         on_stage("schedule")
-        scheduled = schedule_gpu(fused, target)
+        scheduled, decisions = schedule_gpu(fused, target)
+        kernels = _report(fused, decisions, on_decision, on_layer)
         on_stage("build")
         plan, weights = build_plan(scheduled, target)
     specs, members = pack_weights(weights)
@@ -217,9 +224,24 @@ def _build_gpu(
         library=name,
         library_size=len(library),
         weights=specs,
-        kernels=(),
+        kernels=kernels,
     )
     return variant, {name: library, **members}, fused
+
+
+def _report(
+    fused: tvm.IRModule,
+    decisions: list[Decision],
+    on_decision: Callable[[Decision], None],
+    on_layer: Callable[[LayerReport], None],
+) -> tuple[Kernel, ...]:
+    """Tell of what was decided, and return the record of each call of a kernel."""
+    for decision in decisions:
+        on_decision(decision)
+    reports = report_layers(fused, decisions)
+    for report in reports:
+        on_layer(report)
+    return tuple(kernel_record(fused, report) for report in reports)
 
 
 def _default_output(source: str | Path | onnx.ModelProto) -> Path:
@@ -245,12 +267,7 @@ def _build(
         )
         on_stage("schedule")
         scheduled, decisions = schedule(fused, target)
-        for decision in decisions:
-            on_decision(decision)
-        reports = report_layers(fused, decisions)
-        for report in reports:
-            on_layer(report)
-        kernels = tuple(kernel_record(fused, report) for report in reports)
+        kernels = _report(fused, decisions, on_decision, on_layer)
         on_stage("lower")
         hoisted = lower_to_vm(scheduled, target)
         on_stage("build")

@@ -1,6 +1,7 @@
 """GPU targets: schedules for devices, and launch plans for launchers that have no TVM."""
 
-from leakyforge.kernels.gpu.build import build_plan, schedule_gpu
+from leakyforge.kernels.gpu.build import build_plan
+from leakyforge.kernels.gpu.rules import schedule_gpu
 from leakyforge.kernels.gpu.target import GpuTarget, parse_gpu_target
 
 __all__ = ["GpuTarget", "build_plan", "parse_gpu_target", "schedule_gpu"]

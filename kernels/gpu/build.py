@@ -10,7 +10,6 @@ from typing import Any
 
 import tvm
 from tvm import relax, tirx
-from tvm.s_tir import dlight
 
 from leakyforge.errors import CompileError
 from leakyforge.kernels.gpu.target import GpuTarget
@@ -19,19 +18,6 @@ from leakyforge.runtime.plan import Launch, LaunchPlan, Sizes
 from leakyforge.runtime.tensors import Array, numpy_dtype
 
 _NO_SIZE = "its sizes are not known at compile time; fix the inputs with --shape"
-
-
-def schedule_gpu(module: tvm.IRModule, target: GpuTarget) -> tvm.IRModule:
-    """Schedule every function for the device, by TVM's own rules."""
-    rules = (
-        dlight.gpu.Matmul(),
-        dlight.gpu.GEMV(),
-        dlight.gpu.Reduction(),
-        dlight.gpu.GeneralReduction(),
-        dlight.gpu.Fallback(),
-    )
-    with target.tvm:
-        return dlight.ApplyDefaultSchedule(*rules)(module)
 
 
 def build_plan(module: tvm.IRModule, target: GpuTarget) -> tuple[LaunchPlan, list[Array]]:
