@@ -129,9 +129,7 @@ def compile(
     members: dict[str, bytes] = {}
     for each in targets:
         if isinstance(each, GpuTarget):
-            variant, parts, module = _build_gpu(
-                imported, each, on_stage, on_decision, on_layer
-            )
+            variant, parts, module = _build_gpu(imported, each, on_stage, on_decision, on_layer)
         else:
             variant, parts, module = _build(
                 imported,

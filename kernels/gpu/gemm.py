@@ -27,7 +27,7 @@ from tvm import s_tir
 from tvm.s_tir.schedule import LoopRV, SBlockRV
 
 from leakyforge.kernels.gpu.limits import VECTOR, WANTED_THREADS, DeviceLimits
-from leakyforge.kernels.gpu.product import Axis, Product, Run, find_product
+from leakyforge.kernels.gpu.product import Axis, Product, Run, find_product, inline_epilogue
 from leakyforge.kernels.schedules import NoMatch, inline_producers, loop_extent
 
 # Bytes of the widest element that is added up in a register.
@@ -122,8 +122,9 @@ def match_gemm(schedule: s_tir.Schedule, limits: DeviceLimits) -> NoMatch | None
     if isinstance(product, NoMatch):
         return product
     batch, rows, columns, depth = product.sizes
-    if rows == 1 and columns == 1:
-        return NoMatch("its matrices are vectors")
+    if rows == 1 or columns == 1:
+        # `pad_einsum` would add up to one sum in all work items along such an axis.
+        return NoMatch("an operand is a vector")
     itemsize = _itemsize(schedule, product.block)
     columns_are_lanes = product.output.axis is not Axis.ROW
     along = (rows, columns) if columns_are_lanes else (columns, rows)
@@ -178,7 +179,7 @@ def schedule_gemm(
     if not columns_are_lanes:
         schedule.transform_layout(block, ("write", 0), lambda b, i, j: (b, j, i))
     schedule.reverse_compute_at(written, lane_thread, preserve_unit_loops=True)
-    _inline_epilogue(schedule, written)
+    inline_epilogue(schedule, written)
     _schedule_output(schedule, written, product.output, columns_are_lanes=columns_are_lanes)
     # 4
     for index, run in enumerate((product.left, product.right)):
@@ -187,12 +188,6 @@ def schedule_gemm(
     schedule.unroll(own_row)
     # 5
     schedule.decompose_reduction(block, step)
-
-
-def _inline_epilogue(schedule: s_tir.Schedule, block: SBlockRV) -> None:
-    """Compute what follows a block in it: the crop, the output's own axes, the epilogue."""
-    while consumers := schedule.get_consumers(block):
-        schedule.reverse_compute_inline(consumers[0])
 
 
 def _schedule_output(

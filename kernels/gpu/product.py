@@ -103,7 +103,9 @@ def find_product(schedule: s_tir.Schedule) -> Product | NoMatch:
     for arranged, region, order in zip((*operands, result), regions, orders, strict=True):
         axes = [_axis_of(index.min, statement) for index in region.region]
         index_map = _index_map(statement, axes, kinds, order)
-        schedule.transform_layout(arranged, ("read" if arranged is result else "write", 0), index_map)
+        schedule.transform_layout(
+            arranged, ("read" if arranged is result else "write", 0), index_map
+        )
     every = list(range(len(kinds)))
     schedule.transform_block_layout(block, _index_map(statement, every, kinds, tuple(Axis)))
     sizes = [
@@ -111,6 +113,12 @@ def find_product(schedule: s_tir.Schedule) -> Product | NoMatch:
         for kind in Axis
     ]
     return Product(block, operands, (sizes[0], sizes[1], sizes[2], sizes[3]), left, right, output)
+
+
+def inline_epilogue(schedule: s_tir.Schedule, block: SBlockRV) -> None:
+    """Compute what follows a block in it: the crop, the output's own axes, the epilogue."""
+    while consumers := schedule.get_consumers(block):
+        schedule.reverse_compute_inline(consumers[0])
 
 
 def _kinds(statement: s_tir.SBlock) -> list[Axis | None] | NoMatch:

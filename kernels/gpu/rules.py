@@ -7,16 +7,24 @@ from tvm import s_tir, tirx
 from tvm.s_tir import dlight
 
 from leakyforge.errors import CompileError
+from leakyforge.kernels.gpu.elementwise import match_elementwise
 from leakyforge.kernels.gpu.gemm import match_gemm
+from leakyforge.kernels.gpu.gemv import match_gemv
 from leakyforge.kernels.gpu.limits import DeviceLimits, device_limits
 from leakyforge.kernels.gpu.target import GpuTarget
+from leakyforge.kernels.gpu.windows import match_windows
 from leakyforge.kernels.pipeline import Decision
 from leakyforge.kernels.schedules import NoMatch
 
 Rule = Callable[[s_tir.Schedule, DeviceLimits], NoMatch | None]
 
 # Tried in this order; a rule that fits schedules the function and returns None.
-RULES: dict[str, Rule] = {"gemm": match_gemm}
+RULES: dict[str, Rule] = {
+    "gemv": match_gemv,
+    "gemm": match_gemm,
+    "elementwise": match_elementwise,
+    "windows": match_windows,
+}
 # For what is left. Its rule for products would take them without an epilogue in registers.
 _DLIGHT = {
     "dlight-matmul": dlight.gpu.Matmul(),
@@ -27,9 +35,7 @@ _DLIGHT = {
 }
 
 
-def schedule_gpu(
-    module: tvm.IRModule, target: GpuTarget
-) -> tuple[tvm.IRModule, list[Decision]]:
+def schedule_gpu(module: tvm.IRModule, target: GpuTarget) -> tuple[tvm.IRModule, list[Decision]]:
     """Schedule every function by the first rule that fits.
 
     Raises:
