@@ -16,7 +16,13 @@ from leakyforge.exporter.simplify import simplify
 from leakyforge.kernels.elementary import our_elementary_functions
 from leakyforge.kernels.explain import LayerReport, report_layers
 from leakyforge.kernels.flops import kernel_record
-from leakyforge.kernels.gpu import GpuTarget, build_plan, parse_gpu_target, schedule_gpu
+from leakyforge.kernels.gpu import (
+    GpuTarget,
+    build_plan,
+    parse_gpu_target,
+    schedule_gpu,
+    split_phases,
+)
 from leakyforge.kernels.half import add_up_in_float32
 from leakyforge.kernels.importer import import_onnx
 from leakyforge.kernels.link import export_library
@@ -205,7 +211,7 @@ def _build_gpu(
     """The variant of a device, its members, and the module before lowering, for its types."""
     with _tvm_errors(module):
         on_stage("fuse")
-        fused = fuse(module, target.tvm)
+        fused = fuse(split_phases(module), target.tvm)
         on_stage("schedule")
         scheduled, decisions = schedule_gpu(fused, target)
         kernels = _report(fused, decisions, on_decision, on_layer)

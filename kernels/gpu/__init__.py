@@ -3,5 +3,6 @@
 from leakyforge.kernels.gpu.build import build_plan
 from leakyforge.kernels.gpu.rules import schedule_gpu
 from leakyforge.kernels.gpu.target import GpuTarget, parse_gpu_target
+from leakyforge.kernels.gpu.transposed import split_phases
 
-__all__ = ["GpuTarget", "build_plan", "parse_gpu_target", "schedule_gpu"]
+__all__ = ["GpuTarget", "build_plan", "parse_gpu_target", "schedule_gpu", "split_phases"]
