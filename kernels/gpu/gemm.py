@@ -15,10 +15,14 @@ After, for a tile of rows and columns to each work-group and a part of it to eac
             barrier
         out[own rows, own columns] = epilogue(sums)                     bias, LeakyRelu, residual
 
+A second pair of buffers in shared memory was tried and refused: TVM's software pipeline keeps both
+barriers of a step, and so waits for the loads all the same.
+
 FLOPs: 2 * rows * columns * depth, rows and columns rounded up to tiles. Bytes from global memory:
 each operand once for every tile along the other's axis.
 """
 
+import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -35,6 +39,8 @@ _WORD = 4
 # Sums of one work item: with operands and addresses, they fit the 128 registers that leave two
 # work-groups of 256 on a multiprocessor of 64 Ki registers.
 _MOST_SUMS = 64
+# More work items wait for each other at more barriers; several groups fill a multiprocessor.
+_MOST_THREADS = 256
 # What shared and global memory cost, of a multiply-add whose operands are in registers: a load
 # from shared memory is issued once for four lanes of the multiply-adds that wait for it.
 _SHARED_COST = 0.5
@@ -87,20 +93,18 @@ def choose_config(
 
 
 def _candidates(depth: int, itemsize: int, limits: DeviceLimits) -> Iterator[GemmConfig]:
-    """Tiles within the limits, larger ones first."""
-    step = 16 if depth >= 16 else 8
-    for row_threads in (16, 8, 4, 2, 1):
-        for lane_threads in (32, 16, 8):
-            for rows in (8, 4, 2, 1):
-                for lanes in (8, 4, 2, 1):
-                    config = GemmConfig(row_threads, lane_threads, rows, lanes, step)
-                    fits = (
-                        config.threads <= limits.threads
-                        and config.shared_bytes(itemsize) <= limits.shared_bytes
-                        and rows * lanes * itemsize <= _MOST_SUMS * _WORD
-                    )
-                    if fits:
-                        yield config
+    """Tiles within the limits; of equal costs, the first one is taken."""
+    threads = min(limits.threads, _MOST_THREADS)
+    steps = (16, 8) if depth > 8 else (8,)
+    tiles = itertools.product(steps, (16, 8, 4, 2, 1), (32, 16, 8), (8, 4, 2, 1), (8, 4, 2, 1))
+    for step, row_threads, lane_threads, rows, lanes in tiles:
+        config = GemmConfig(row_threads, lane_threads, rows, lanes, step)
+        if (
+            config.threads <= threads
+            and config.shared_bytes(itemsize) <= limits.shared_bytes
+            and rows * lanes * itemsize <= _MOST_SUMS * _WORD
+        ):
+            yield config
 
 
 def _cost(config: GemmConfig, rows: int, lanes: int, batch: int) -> float:

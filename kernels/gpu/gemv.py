@@ -17,7 +17,7 @@ from tvm import s_tir
 from tvm.s_tir.schedule import LoopRV, SBlockRV
 
 from leakyforge.kernels.gpu.limits import VECTOR, DeviceLimits
-from leakyforge.kernels.gpu.product import Axis, Product, find_product, inline_epilogue
+from leakyforge.kernels.gpu.product import Axis, Product, Run, find_product, inline_epilogue
 from leakyforge.kernels.schedules import NoMatch, inline_producers, vectorize_last
 
 # Elements that neighbouring work items read together: a line of 128 bytes in float32.
@@ -79,7 +79,10 @@ def _schedule(
     schedule.reorder(own, parts, step, inner, lane)
     schedule.bind(own, thread_tag)
     schedule.bind(parts, part_tag)
-    _read_operands(schedule, partial, step, in_registers=along_depth)
+    if along_depth:
+        _read_in_vectors(schedule, partial, step, (product.left, product.right))
+    else:
+        inline_producers(schedule, partial, keep="")
     schedule.unroll(inner)
     if out_lanes > 1:
         schedule.vectorize(lane)
@@ -105,18 +108,13 @@ def _loops_inside(schedule: s_tir.Schedule, block: SBlockRV) -> list[LoopRV]:
     return loops[kinds.index(True) + 1 :]
 
 
-def _read_operands(
-    schedule: s_tir.Schedule, partial: SBlockRV, step: LoopRV, *, in_registers: bool
+def _read_in_vectors(
+    schedule: s_tir.Schedule, partial: SBlockRV, step: LoopRV, runs: tuple[Run, Run]
 ) -> None:
-    """Read the operands where they are multiplied, or a step's elements into registers as vectors.
-
-    A sum along its own innermost loop is no vector, what it reads may be.
-    """
-    for operand in schedule.get_producers(partial):
-        inline_producers(schedule, operand, keep="")
-        if in_registers:
-            schedule.compute_at(operand, step, preserve_unit_loops=True)
-            schedule.set_scope(operand, 0, "local")
-            vectorize_last(schedule, operand, VECTOR)
-        else:
-            schedule.compute_inline(operand)
+    """Read a step's elements into registers: a sum along the depth is no vector, these may be."""
+    for index, run in enumerate(runs):
+        read = schedule.cache_read(partial, index, "local")
+        schedule.compute_at(read, step, preserve_unit_loops=True)
+        inline_producers(schedule, read, keep="")
+        if run.axis is Axis.DEPTH:
+            vectorize_last(schedule, read, math.gcd(VECTOR, run.length))

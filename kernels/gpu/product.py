@@ -1,6 +1,7 @@
 """Convolutions and products of matrices as one form: an implicit matrix product.
 
-    out[batch, row, column] = sum over depth of left[batch, row, depth] * right[batch, column, depth]
+    out[batch, row, column] =
+        sum over depth of left[batch, row, depth] * right[batch, column, depth]
 
 Axes of a sum of products fall into four kinds, by the operands that they index: both and the
 output (batch), the first and the output (row), the second and the output (column), both and not
@@ -13,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 
-from tvm import ir, s_tir, tirx
+from tvm import ir, s_tir, sym, tirx
 from tvm.s_tir.schedule import SBlockRV
 
 from leakyforge.kernels.schedules import (
@@ -163,7 +164,12 @@ def _extent(statement: s_tir.SBlock, axis: int) -> int:
 
 def _axis_of(index: ir.Expr, statement: s_tir.SBlock) -> int | None:
     """Position of the axis that an index is, None where it is another expression."""
-    same = (index.same_as(axis.var) for axis in statement.iter_vars)
+    analyzer = sym.Analyzer()
+    for axis in statement.iter_vars:
+        # Of a kernel of one element, the taps are nothing.
+        analyzer.bind(axis.var, axis.dom)
+    simple = analyzer.simplify(index)
+    same = (simple.same_as(axis.var) for axis in statement.iter_vars)
     return next((position for position, is_same in enumerate(same) if is_same), None)
 
 

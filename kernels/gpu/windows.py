@@ -7,7 +7,7 @@
                  out[n, c, y, x] = epilogue(sum)
 
 Bytes: the windows, of which neighbouring work items share most by the cache, and the output once.
-dlight's fallback keeps the sums in memory at each step, and starts a second kernel for the epilogue.
+dlight's fallback keeps the sums in memory at each step, and the epilogue is a second kernel.
 """
 
 import math
