@@ -17,7 +17,8 @@ all indices from its number.
 
 import math
 
-from tvm import s_tir
+import tvm_ffi
+from tvm import s_tir, tirx
 from tvm.s_tir.schedule import LoopRV, SBlockRV
 
 from leakyforge.kernels.gpu.limits import VECTOR, DeviceLimits
@@ -31,6 +32,7 @@ from leakyforge.kernels.schedules import (
 
 # Work items of a group: several warps, and several groups on a multiprocessor.
 THREADS = 256
+_COMPARISONS = (tirx.LT, tirx.LE, tirx.GT, tirx.GE, tirx.EQ, tirx.NE)
 
 
 def match_elementwise(schedule: s_tir.Schedule, limits: DeviceLimits) -> NoMatch | None:
@@ -53,7 +55,7 @@ def match_elementwise(schedule: s_tir.Schedule, limits: DeviceLimits) -> NoMatch
     # 1
     inline_producers(schedule, block, keep="")
     # 2
-    width = VECTOR if _is_float32(schedule, block) else 1
+    width = VECTOR if takes_vectors(schedule, block) else 1
     if is_flat(schedule, block):
         loops = [schedule.fuse(*loops)]
     lane = bind_rows(schedule, list(loops), min(THREADS, limits.threads), width)
@@ -63,11 +65,24 @@ def match_elementwise(schedule: s_tir.Schedule, limits: DeviceLimits) -> NoMatch
     return None
 
 
-def _is_float32(schedule: s_tir.Schedule, block: SBlockRV) -> bool:
-    """Whether a block uses float32 only: TVM has no OpenCL for all vectors of other types."""
+def takes_vectors(schedule: s_tir.Schedule, block: SBlockRV) -> bool:
+    """Whether a block computes the same in vectors.
+
+    TVM's OpenCL is right for vectors of float32 only. A comparison of vectors gives -1 for true
+    there: it may choose between two values, and be nothing else.
+    """
     statement = schedule.get(block)
     regions = (*statement.reads, *statement.writes)
-    return all(str(region.source.dtype) == "float32" for region in regions)
+    choices: list[tirx.Select] = []
+    casts: list[tirx.Cast] = []
+    tvm_ffi.structural_walk(
+        statement.body, [(tirx.Select, choices.append), (tirx.Cast, casts.append)]
+    )
+    return (
+        all(str(region.source.dtype) == "float32" for region in regions)
+        and all(isinstance(choice.condition, _COMPARISONS) for choice in choices)
+        and all(str(cast.value.ty.dtype) != "bool" for cast in casts)
+    )
 
 
 def bind_rows(schedule: s_tir.Schedule, loops: list[LoopRV], threads: int, width: int) -> LoopRV:

@@ -30,6 +30,7 @@ from dataclasses import dataclass
 from tvm import s_tir
 from tvm.s_tir.schedule import LoopRV, SBlockRV
 
+from leakyforge.kernels.gpu.elementwise import takes_vectors
 from leakyforge.kernels.gpu.limits import VECTOR, WANTED_THREADS, DeviceLimits
 from leakyforge.kernels.gpu.product import Axis, Product, Run, find_product, inline_epilogue
 from leakyforge.kernels.schedules import NoMatch, inline_producers, loop_extent
@@ -172,8 +173,8 @@ def schedule_gemm(
     schedule.reorder(
         batch, row_block, lane_block, part, row_thread, lane_thread, step, inner, own_row, lane
     )
-    schedule.bind(batch, "blockIdx.z")
-    schedule.bind(row_block, "blockIdx.y")
+    # WebGPU has no third axis of the grid to spare.
+    schedule.bind(schedule.fuse(batch, row_block), "blockIdx.y")
     schedule.bind(lane_block, "blockIdx.x")
     schedule.bind(part, "vthread.x")
     schedule.bind(row_thread, "threadIdx.y")
@@ -203,7 +204,8 @@ def _schedule_output(
         row, lane = lane, row
         schedule.reorder(row, lane)
     schedule.unroll(row)
-    if run.length % VECTOR == 0 and loop_extent(schedule, lane) == VECTOR:
+    whole = run.length % VECTOR == 0 and loop_extent(schedule, lane) == VECTOR
+    if whole and takes_vectors(schedule, block):
         schedule.vectorize(lane)
     else:
         schedule.unroll(lane)

@@ -8,10 +8,11 @@ import itertools
 import numpy as np
 import pytest
 from onnx import numpy_helper, parser
+from tvm import relax, topi
 
 from leakyforge.errors import DeviceError
 from leakyforge.kernels import compile
-from leakyforge.kernels.gpu import gemm
+from leakyforge.kernels.gpu import gemm, parse_gpu_target, schedule_gpu
 from leakyforge.kernels.gpu.gemm import GemmConfig, choose_config
 from leakyforge.kernels.gpu.limits import DeviceLimits
 from leakyforge.runtime import Session, read_artifact
@@ -197,7 +198,8 @@ class TestGemm:
         x, y = compiled.values.values()
         compiled.check(x.astype(np.float64) @ y, 9)
         assert compiled.rules == ["gemm"]
-        assert compiled.plan.launches[0].grid[2] == 3
+        # Two tiles of 8 rows for each.
+        assert compiled.plan.launches[0].grid[1] == 3 * 2
 
     @pytest.mark.parametrize("name", ["conv1d_transpose", "conv2d_transpose"])
     def test_transposed_convolution_has_no_zeros(self, tmp_path, small_tiles, name):
@@ -348,6 +350,27 @@ class TestElementwise:
         compiled.check(np.concatenate([resized, residual], 1), 1)
         assert set(compiled.rules) == {"elementwise"}
         assert "vstore4" in compiled.plan.source
+
+    @pytest.mark.parametrize(
+        "operators",
+        ["y = ThresholdedRelu <alpha = 0.5> (x)", "c = Less (x, r) y = Where (c, x, r)"],
+    )
+    def test_comparisons_that_are_values_are_no_vectors(self, tmp_path, operators):
+        compiled = Compiled(
+            f"g (float[4,8] x, float[4,8] r) => (float[4,8] y) {{ {operators} }}", tmp_path
+        )
+        x, other = compiled.values.values()
+        desired = np.where(x < other, x, other) if "Where" in operators else x * (x > 0.5)
+        compiled.check(desired, 0)
+        assert "vstore4" not in compiled.plan.source
+
+    def test_empty_tensors_are_left_to_dlight(self):
+        data = relax.Var("x", relax.TensorType([0, 4], "float32"))
+        builder = relax.BlockBuilder()
+        with builder.function("main", [data]):
+            builder.emit_func_output(builder.emit_te(topi.nn.relu, data))
+        _, (decision,) = schedule_gpu(builder.get(), parse_gpu_target("opencl"))
+        assert decision.rule == "dlight-fallback"
 
 
 class TestConfig:
