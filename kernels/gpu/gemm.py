@@ -42,6 +42,8 @@ _WORD = 4
 _MOST_SUMS = 64
 # More work items wait for each other at more barriers; several groups fill a multiprocessor.
 _MOST_THREADS = 256
+# Work items that GPUs run in step: of a smaller group, some of them would idle.
+_WARP = 32
 # What shared and global memory cost, of a multiply-add whose operands are in registers: a load
 # from shared memory is issued once for four lanes of the multiply-adds that wait for it.
 _SHARED_COST = 0.5
@@ -116,8 +118,7 @@ def _cost(config: GemmConfig, rows: int, lanes: int, batch: int) -> float:
     shared = _SHARED_COST * (1 / config.rows + 1 / config.lanes)
     loads = _GLOBAL_COST * (1 / tile_rows + 1 / tile_lanes)
     idle = max(1.0, WANTED_THREADS / (groups * config.threads))
-    # A group of fewer work items than a warp leaves lanes of it idle.
-    partial = max(1.0, 32 / config.threads)
+    partial = max(1.0, _WARP / config.threads)
     return work * (1 + shared + loads) * idle * partial
 
 

@@ -20,7 +20,7 @@ from leakyforge.kernels.gpu.limits import VECTOR, DeviceLimits
 from leakyforge.kernels.gpu.product import Axis, Product, Run, find_product, inline_epilogue
 from leakyforge.kernels.schedules import NoMatch, inline_producers, vectorize_last
 
-# Elements that neighbouring work items read together: a line of 128 bytes in float32.
+# Elements that neighbouring work items read together: 128 bytes of float32, a cache line of GPUs.
 _LINE = 32
 # More work items would spend longer on adding up than on their parts.
 _MOST_THREADS = 256
@@ -69,7 +69,8 @@ def _schedule(
     step, part, inner = schedule.split(depth, [None, tile_depth // depth_lanes, depth_lanes])
     schedule.reorder(group, thread, lane, part, step, inner)
     schedule.bind(group, "blockIdx.x")
-    thread_tag, part_tag = ("threadIdx.y", "threadIdx.x")[:: 1 if along_depth else -1]
+    tags = ("threadIdx.y", "threadIdx.x")
+    thread_tag, part_tag = tags if along_depth else tags[::-1]
     # 3
     partial = schedule.rfactor(part, 0)
     schedule.compute_at(partial, group, preserve_unit_loops=True)
@@ -104,8 +105,8 @@ def _schedule(
 def _loops_inside(schedule: s_tir.Schedule, block: SBlockRV) -> list[LoopRV]:
     """Loops of a block inside of the one over work-groups."""
     loops = list(schedule.get_loops(block))
-    kinds = [schedule.get(loop).thread_binding is not None for loop in loops]
-    return loops[kinds.index(True) + 1 :]
+    is_bound = [schedule.get(loop).thread_binding is not None for loop in loops]
+    return loops[is_bound.index(True) + 1 :]
 
 
 def _read_in_vectors(

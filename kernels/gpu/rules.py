@@ -25,7 +25,7 @@ RULES: dict[str, Rule] = {
     "elementwise": match_elementwise,
     "windows": match_windows,
 }
-# For what is left. Its rule for products would take them without an epilogue in registers.
+# For what is left, TVM's rules.
 _DLIGHT = {
     "dlight-matmul": dlight.gpu.Matmul(),
     "dlight-gemv": dlight.gpu.GEMV(),
