@@ -23,6 +23,7 @@ from leakyforge.kernels.gpu import (
     build_plan,
     parse_gpu_target,
     schedule_gpu,
+    split_phases,
 )
 from leakyforge.kernels.half import add_up_in_float32
 from leakyforge.kernels.importer import import_onnx
@@ -139,7 +140,7 @@ def compile(
     members: dict[str, bytes] = {}
     for each in targets:
         if isinstance(each, GpuTarget):
-            variant, parts, module = _build_gpu(imported, each, on_stage)
+            variant, parts, module = _build_gpu(imported, each, on_stage, on_decision, on_layer)
         else:
             variant, parts, module = _build(
                 imported,
@@ -206,17 +207,22 @@ def _variant(
 
 
 def _build_gpu(
-    module: tvm.IRModule, target: GpuTarget, on_stage: Callable[[str], None]
+    module: tvm.IRModule,
+    target: GpuTarget,
+    on_stage: Callable[[str], None],
+    on_decision: Callable[[Decision], None],
+    on_layer: Callable[[LayerReport], None],
 ) -> tuple[Variant, dict[str, bytes], tvm.IRModule]:
     """The variant of a device, its members, and the module before lowering, for its types."""
     with _tvm_errors(module):
         on_stage("fuse")
-        fused = fuse(module, target.tvm)
+        fused = fuse(split_phases(module), target.tvm)
         on_stage("schedule")
-        scheduled = schedule_gpu(fused, target)
+        scheduled, decisions = schedule_gpu(fused, target)
+        _report(fused, decisions, on_decision, on_layer)
         on_stage("build")
         plan, weights, origins = build_plan(scheduled, target)
-        kernels = _launch_records(fused, scheduled, plan, origins)
+        kernels = _launch_records(fused, scheduled, decisions, plan, origins)
         if target.machine == CUDA:
             plan, kernels = build_cubin(plan, kernels, target.name)
     specs, members = pack_weights(weights)
@@ -236,9 +242,14 @@ def _build_gpu(
 
 
 def _launch_records(
-    fused: tvm.IRModule, scheduled: tvm.IRModule, plan: LaunchPlan, origins: Sequence[Origin]
+    fused: tvm.IRModule,
+    scheduled: tvm.IRModule,
+    decisions: Sequence[Decision],
+    plan: LaunchPlan,
+    origins: Sequence[Origin],
 ) -> list[Kernel]:
     """A record for each launch of a plan."""
+    rules = {decision.function: decision.rule for decision in decisions}
     flops = {
         name: device_flops(fused[name], scheduled[name])
         for name in {origin.function for origin in origins}
@@ -247,12 +258,27 @@ def _launch_records(
         Kernel(
             launch.kernel,
             None,
-            None,
+            rules[origin.function],
             *flops[origin.function][origin.position],
             bytes_moved=origin.bytes_moved,
         )
         for launch, origin in zip(plan.launches, origins, strict=True)
     ]
+
+
+def _report(
+    fused: tvm.IRModule,
+    decisions: list[Decision],
+    on_decision: Callable[[Decision], None],
+    on_layer: Callable[[LayerReport], None],
+) -> tuple[Kernel, ...]:
+    """Tell of what was decided, and return the record of each call of a kernel."""
+    for decision in decisions:
+        on_decision(decision)
+    reports = report_layers(fused, decisions)
+    for report in reports:
+        on_layer(report)
+    return tuple(kernel_record(fused, report) for report in reports)
 
 
 def _default_output(source: str | Path | onnx.ModelProto) -> Path:
@@ -278,12 +304,7 @@ def _build(
         )
         on_stage("schedule")
         scheduled, decisions = schedule(fused, target)
-        for decision in decisions:
-            on_decision(decision)
-        reports = report_layers(fused, decisions)
-        for report in reports:
-            on_layer(report)
-        kernels = tuple(kernel_record(fused, report) for report in reports)
+        kernels = _report(fused, decisions, on_decision, on_layer)
         on_stage("lower")
         hoisted = lower_to_vm(scheduled, target)
         on_stage("build")

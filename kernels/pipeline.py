@@ -174,7 +174,7 @@ def _schedule_function(
     name: str, function: tirx.PrimFunc, target: CpuTarget
 ) -> tuple[tirx.PrimFunc, Decision]:
     """Try the rules on one function."""
-    if _is_empty(function):
+    if is_empty(function):
         # Index arithmetic of fused loops would divide by a size of 0.
         empty = dict.fromkeys(RULES, "a tensor is empty")
         return function, Decision(name, None, empty, target.name)
@@ -193,7 +193,7 @@ def _schedule_function(
     return function, Decision(name, None, refused, target.name)
 
 
-def _is_empty(function: tirx.PrimFunc) -> bool:
+def is_empty(function: tirx.PrimFunc) -> bool:
     """Whether a parameter has a size of 0."""
     # Symbolic sizes are parameters too, and have no shape.
     sizes = [size for parameter in function.params for size in getattr(parameter, "shape", ())]

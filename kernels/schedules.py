@@ -200,7 +200,7 @@ def schedule_flat(schedule: s_tir.Schedule, block: SBlockRV, lanes: int) -> bool
     return True
 
 
-def _is_flat(schedule: s_tir.Schedule, block: SBlockRV) -> bool:
+def is_flat(schedule: s_tir.Schedule, block: SBlockRV) -> bool:
     """Whether a block uses arrays of one known shape only, each at the block's own index."""
     statement = schedule.get(block)
     index = [variable.var for variable in statement.iter_vars]
@@ -232,7 +232,7 @@ def match_elementwise(schedule: s_tir.Schedule, target: CpuTarget) -> NoMatch | 
         return NoMatch(f"it has {len(outputs)} outputs")
     inline_producers(schedule, outputs[0], keep="")
     lanes = lanes_of(schedule, outputs[0], target)
-    if not (_is_flat(schedule, outputs[0]) and schedule_flat(schedule, outputs[0], lanes)):
+    if not (is_flat(schedule, outputs[0]) and schedule_flat(schedule, outputs[0], lanes)):
         schedule_elementwise(schedule, outputs[0], lanes)
     return None
 

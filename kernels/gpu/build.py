@@ -11,47 +11,14 @@ from typing import Any
 
 import tvm
 from tvm import relax, tirx
-from tvm.s_tir import dlight
 
 from leakyforge.errors import CompileError
-from leakyforge.kernels.gpu.fits import fits
 from leakyforge.kernels.gpu.target import GpuTarget
 from leakyforge.kernels.pipeline import plan_memory
 from leakyforge.runtime.plan import Launch, LaunchPlan, Sizes
 from leakyforge.runtime.tensors import Array, numpy_dtype
 
 _NO_SIZE = "its sizes are not known at compile time; fix the inputs with --shape"
-
-
-_RULES = (
-    dlight.gpu.Matmul(),
-    dlight.gpu.GEMV(),
-    dlight.gpu.Reduction(),
-    dlight.gpu.GeneralReduction(),
-    dlight.gpu.Fallback(),
-)
-
-
-def schedule_gpu(module: tvm.IRModule, target: GpuTarget) -> tvm.IRModule:
-    """Schedule every function for the device, by the first of TVM's own rules that fits.
-
-    Raises:
-        CompileError: none does.
-    """
-    scheduled = dict(module.functions)
-    with target.tvm:
-        for variable, function in module.functions.items():
-            if isinstance(function, tirx.PrimFunc):
-                scheduled[variable] = _schedule(str(variable.name_hint), function, target)
-    return tvm.IRModule(scheduled, attrs=module.attrs)
-
-
-def _schedule(name: str, function: tirx.PrimFunc, target: GpuTarget) -> tirx.PrimFunc:
-    for rule in _RULES:
-        found = rule.apply(function, target.tvm, False)
-        if found is not None and fits(found.mod["main"], target):
-            return found.mod["main"]
-    raise CompileError(f"no schedule of {name} keeps to the limits of {target.name}")
 
 
 @dataclass(frozen=True)
