@@ -14,7 +14,7 @@ from leakyforge.kernels.gpu.gemv import match_gemv
 from leakyforge.kernels.gpu.limits import DeviceLimits, device_limits
 from leakyforge.kernels.gpu.target import GpuTarget
 from leakyforge.kernels.gpu.windows import match_windows
-from leakyforge.kernels.pipeline import Decision
+from leakyforge.kernels.pipeline import Decision, is_empty
 from leakyforge.kernels.schedules import NoMatch
 
 Rule = Callable[[s_tir.Schedule, DeviceLimits], NoMatch | None]
@@ -26,7 +26,7 @@ RULES: dict[str, Rule] = {
     "elementwise": match_elementwise,
     "windows": match_windows,
 }
-# For what is left. Its rule for products would take them without an epilogue in registers.
+# For what is left, TVM's rules.
 _DLIGHT = {
     "dlight-matmul": dlight.gpu.Matmul(),
     "dlight-gemv": dlight.gpu.GEMV(),
@@ -58,13 +58,17 @@ def _schedule_function(
     """Try the rules on one function."""
     limits = device_limits(target.tvm)
     refused: dict[str, str] = {}
+    # Index arithmetic of fused loops would divide by a size of 0.
+    rules = {} if is_empty(function) else RULES
     with target.tvm:
-        for rule, match in RULES.items():
+        for rule, match in rules.items():
             attempt = s_tir.Schedule(tvm.IRModule({"main": function}))
             try:
                 no_match = match(attempt, limits)
             except s_tir.ScheduleError as error:
                 no_match = NoMatch(f"ScheduleError: {str(error).strip().splitlines()[-1]}")
+            except ValueError as error:
+                no_match = NoMatch(f"its blocks or loops are not what the rule unpacks: {error}")
             if no_match is None:
                 return attempt.mod["main"], Decision(name, rule, refused, target.name)
             refused[rule] = no_match.reason
