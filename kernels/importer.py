@@ -1,6 +1,7 @@
 """ONNX to Relax: TVM's front end, with the converters that we replace and one kind of error."""
 
 import contextlib
+import io
 import warnings
 from collections.abc import Iterable, Iterator
 from typing import Any, ClassVar
@@ -72,7 +73,9 @@ def import_onnx(proto: onnx.ModelProto) -> tvm.IRModule:
     _check_operators(proto)
     named = _name_symbols(proto)
     _omit_empty_scales(named)
-    with _our_converters(), warnings.catch_warnings():
+    # The front end prints what it cannot convert.
+    quiet = contextlib.redirect_stdout(io.StringIO())
+    with _our_converters(), quiet, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             module = from_onnx(named, shape_dict=_static_shapes(named))
@@ -114,7 +117,9 @@ def _check_operators(proto: onnx.ModelProto) -> None:
 
 def unsupported_operators(names: Iterable[str]) -> list[str]:
     """Those that the front end has no converter for, sorted; a foreign one is `domain.Operator`."""
-    return sorted(set(names) - onnx_frontend._get_convert_map().keys() - _BUILT_IN)
+    return sorted(
+        set(names) - onnx_frontend._get_convert_map().keys() - _REPLACED.keys() - _BUILT_IN
+    )
 
 
 def _name_symbols(proto: onnx.ModelProto) -> onnx.ModelProto:
