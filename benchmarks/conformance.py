@@ -20,7 +20,7 @@ import sys
 import textwrap
 import unittest
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import redirect_stdout
 from dataclasses import dataclass
@@ -186,10 +186,9 @@ def _run_case(kind: str, name: str) -> Outcome:
     return Outcome(PASSED)
 
 
-def run_cases(chosen: Iterable[Case], workers: int) -> dict[str, Outcome]:
-    """Outcome of each case by its id, each run in a worker process."""
+def run_cases(chosen: Iterable[Case], workers: int) -> Iterator[tuple[str, Outcome]]:
+    """Id and outcome of each case in order, each run in a worker process."""
     _suite()  # before the workers are forked, which then have it
-    outcomes = {}
     with ProcessPool(
         max_workers=workers,
         max_tasks=_CASES_PER_WORKER,
@@ -202,12 +201,11 @@ def run_cases(chosen: Iterable[Case], workers: int) -> dict[str, Outcome]:
         }
         for name, future in futures.items():
             try:
-                outcomes[name] = future.result()
+                yield name, future.result()
             except FutureTimeoutError:
-                outcomes[name] = Outcome(UNNAMED, f"took more than {_SECONDS} s")
+                yield name, Outcome(UNNAMED, f"took more than {_SECONDS} s")
             except ProcessExpired as error:
-                outcomes[name] = Outcome(UNNAMED, f"the process ended with {error.exitcode}")
-    return outcomes
+                yield name, Outcome(UNNAMED, f"the process ended with {error.exitcode}")
 
 
 def _first_line(error: Exception) -> str:
@@ -311,8 +309,9 @@ def main(only: tuple[str, ...], failed: bool, workers: int, check: bool) -> None
         if (not parts or any(part in f"{case.id} {case.operator}".lower() for part in parts))
         and not (failed and case.id in baseline)
     ]
-    outcomes = run_cases(chosen, workers)
-    for name, outcome in outcomes.items():
+    outcomes = {}
+    for name, outcome in run_cases(chosen, workers):
+        outcomes[name] = outcome
         if outcome.status != PASSED:
             click.echo(f"{name}: {outcome.status}: {outcome.reason}")
     passed = sum(outcome.status == PASSED for outcome in outcomes.values())

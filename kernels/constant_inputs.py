@@ -54,6 +54,7 @@ _POSITIONS = {
     "Unsqueeze": (1,),
     "Upsample": (1,),
 }
+_CONSTANTS_BY_THEMSELVES = 4
 # Of these the value depends on the shape of their input only.
 _READ_SHAPES = ("Shape", "Size")
 
@@ -86,6 +87,8 @@ def bind_inputs(model: onnx.ModelProto, values: Mapping[str, Array]) -> onnx.Mod
     """
     bound = onnx.ModelProto()
     bound.CopyFrom(model)
+    # Before version 4 of the format every constant is an input too, with a default value.
+    bound.ir_version = max(bound.ir_version, _CONSTANTS_BY_THEMSELVES)
     kept = [value for value in bound.graph.input if value.name not in values]
     del bound.graph.input[:]
     bound.graph.input.extend(kept)

@@ -14,6 +14,7 @@ from tvm.relax.frontend.onnx import from_onnx, onnx_frontend
 from leakyforge.errors import ModelError, UnsupportedOperatorError
 from leakyforge.exporter.shapes import value_shape
 from leakyforge.kernels.half import layer_name
+from leakyforge.kernels.onnx_ops import CONVERTERS
 from leakyforge.onnx_graph import graph_inputs
 
 _STANDARD_DOMAINS = ("", "ai.onnx")
@@ -57,7 +58,7 @@ class _Min(_Elementwise):
     operator = staticmethod(relax.op.minimum)
 
 
-_REPLACED = {"Max": _Max, "Min": _Min}
+_REPLACED = {"Max": _Max, "Min": _Min, **CONVERTERS}
 
 
 def import_onnx(proto: onnx.ModelProto) -> tvm.IRModule:
@@ -140,7 +141,7 @@ def _omit_empty_scales(named: onnx.ModelProto) -> None:
     """
     empty = {tensor.name for tensor in named.graph.initializer if 0 in tensor.dims}
     for node in named.graph.node:
-        if node.op_type == "Constant" and 0 in node.attribute[0].t.dims:
+        if node.op_type == "Constant" and any(0 in item.t.dims for item in node.attribute):
             empty.add(node.output[0])
         if node.op_type == "Resize":
             node.input[:] = ["" if name in empty else name for name in node.input]

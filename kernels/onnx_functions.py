@@ -9,10 +9,11 @@ from onnx import inliner
 
 from leakyforge.errors import ModelError
 from leakyforge.kernels.importer import unsupported_operators
+from leakyforge.opsets import opset_of
 from leakyforge.runtime.reference import one_line
 
 # The front end's converters of these are wrong or take less than the definition.
-_BY_DEFINITION = frozenset[str]()
+_BY_DEFINITION = frozenset(("Attention", "LayerNormalization", "RMSNormalization"))
 _DOMAINS = ("", "ai.onnx")
 # Bodies call other functions; none goes deeper than this.
 _DEPTH = 8
@@ -30,7 +31,7 @@ def expand_functions(model: onnx.ModelProto) -> onnx.ModelProto:
             break
         try:
             model = inliner.inline_selected_functions(
-                model, [("", name) for name in names], inline_schema_functions=True
+                _complete(model), [("", name) for name in names], inline_schema_functions=True
             )
         except Exception as error:
             raise ModelError(
@@ -40,11 +41,27 @@ def expand_functions(model: onnx.ModelProto) -> onnx.ModelProto:
     return model
 
 
+def _complete(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy with the types of all values and the defaults of all attributes.
+
+    A body refers to both, and the inliner adds neither.
+    """
+    complete = onnx.shape_inference.infer_shapes(model, data_prop=True)
+    opset = opset_of(complete)
+    for node in complete.graph.node:
+        if node.domain in _DOMAINS and onnx.defs.has(node.op_type, opset):
+            written = {item.name for item in node.attribute}
+            for name, attribute in onnx.defs.get_schema(node.op_type, opset).attributes.items():
+                if attribute.default_value.type and name not in written:
+                    node.attribute.append(attribute.default_value)
+    return complete
+
+
 def _expandable(model: onnx.ModelProto) -> list[str]:
     """Names of the operators to replace."""
     used = {node.op_type for node in model.graph.node if node.domain in _DOMAINS}
     wanted = used & _BY_DEFINITION | set(unsupported_operators(used))
-    opset = next(item.version for item in model.opset_import if item.domain in _DOMAINS)
+    opset = opset_of(model)
     return sorted(name for name in wanted if _has_body(name, opset))
 
 
