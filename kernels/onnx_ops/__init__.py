@@ -1,5 +1,16 @@
 """Converters of ours for ONNX operators that TVM's front end lacks or gets wrong."""
 
+from leakyforge.kernels.onnx_ops.elementary import (
+    convert_bit_cast,
+    convert_celu,
+    convert_cosh,
+    convert_cum_prod,
+    convert_eye_like,
+    convert_is_inf,
+    convert_lp_normalization,
+    convert_one_hot,
+    convert_pow,
+)
 from leakyforge.kernels.onnx_ops.float8 import convert_cast, convert_cast_like
 from leakyforge.kernels.onnx_ops.node import Converter
 from leakyforge.kernels.onnx_ops.pool import (
@@ -7,16 +18,29 @@ from leakyforge.kernels.onnx_ops.pool import (
     convert_lp_pool,
     convert_max_pool,
 )
+from leakyforge.kernels.onnx_ops.recurrent import convert_gru, convert_lstm, convert_rnn
 from leakyforge.kernels.onnx_ops.resize import convert_resize
 
 CONVERTERS: dict[str, Converter] = {
     name: Converter(name, convert)
     for name, convert in {
         "AveragePool": convert_average_pool,
+        "BitCast": convert_bit_cast,
         "Cast": convert_cast,
         "CastLike": convert_cast_like,
+        "Celu": convert_celu,
+        "Cosh": convert_cosh,
+        "CumProd": convert_cum_prod,
+        "EyeLike": convert_eye_like,
+        "GRU": convert_gru,
+        "IsInf": convert_is_inf,
+        "LSTM": convert_lstm,
+        "LpNormalization": convert_lp_normalization,
         "LpPool": convert_lp_pool,
         "MaxPool": convert_max_pool,
+        "OneHot": convert_one_hot,
+        "Pow": convert_pow,
+        "RNN": convert_rnn,
         "Resize": convert_resize,
     }.items()
 }
