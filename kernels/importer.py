@@ -11,7 +11,7 @@ import tvm
 from tvm import relax
 from tvm.relax.frontend.onnx import from_onnx, onnx_frontend
 
-from leakyforge.errors import ModelError, UnsupportedOperatorError
+from leakyforge.errors import LeakyforgeError, ModelError, UnsupportedOperatorError
 from leakyforge.exporter.shapes import value_shape
 from leakyforge.kernels.half import layer_name
 from leakyforge.kernels.onnx_ops import CONVERTERS
@@ -28,6 +28,11 @@ LAYERS = (
     "relax.nn.conv1d_transpose",
     "relax.nn.conv2d",
     "relax.nn.conv2d_transpose",
+)
+_PACKED_TYPES = frozenset(
+    onnx.TensorProto.DataType.Value(name)
+    for name in ("INT4", "UINT4", "FLOAT4E2M1", "INT2", "UINT2")
+    if name in onnx.TensorProto.DataType.keys()  # noqa: SIM118 - protobuf's is no mapping
 )
 # Handled by the front end itself, outside its table of converters.
 _BUILT_IN = {"Constant", "If"}
@@ -72,6 +77,7 @@ def import_onnx(proto: onnx.ModelProto) -> tvm.IRModule:
         ModelError: the front end refuses the graph.
     """
     _check_operators(proto)
+    _check_types(proto)
     named = _name_symbols(proto)
     _omit_empty_scales(named)
     # The front end prints what it cannot convert.
@@ -80,6 +86,8 @@ def import_onnx(proto: onnx.ModelProto) -> tvm.IRModule:
         warnings.simplefilter("ignore")
         try:
             module = from_onnx(named, shape_dict=_static_shapes(named))
+        except LeakyforgeError:
+            raise
         except Exception as error:
             raise ModelError(
                 f"TVM's ONNX front end refuses graph {proto.graph.name!r}: {_last_line(error)}"
@@ -113,6 +121,17 @@ def _check_operators(proto: onnx.ModelProto) -> None:
             raise UnsupportedOperatorError(
                 f"operator {domain}{node.op_type} (node {node.name or node.output[0]!r}) is not "
                 "supported by the compiler; replace it in the model or cut the graph before it"
+            )
+
+
+def _check_types(proto: onnx.ModelProto) -> None:
+    """Refuse tensors of fewer than 8 bits: TVM packs them, and a caller's arrays do not."""
+    for value in (*graph_inputs(proto), *proto.graph.output):
+        kind = value.type.tensor_type.elem_type
+        if kind in _PACKED_TYPES:
+            raise ModelError(
+                f"{value.name!r} is of type {onnx.TensorProto.DataType.Name(kind)}, which is not "
+                "supported as an input or output; cast it in the model"
             )
 
 

@@ -4,6 +4,8 @@ ONNX gives many operators a function body (https://onnx.ai/onnx/intro/concepts.h
 those that the front end has no converter for, or a wrong one, are compiled by way of it.
 """
 
+from typing import Any
+
 import onnx
 from onnx import inliner
 
@@ -13,7 +15,7 @@ from leakyforge.opsets import opset_of
 from leakyforge.runtime.reference import one_line
 
 # The front end's converters of these are wrong or take less than the definition.
-_BY_DEFINITION = frozenset(("Attention", "LayerNormalization", "RMSNormalization"))
+_BY_DEFINITION = frozenset(("Attention", "CastLike", "LayerNormalization", "RMSNormalization"))
 _DOMAINS = ("", "ai.onnx")
 # Bodies call other functions; none goes deeper than this.
 _DEPTH = 8
@@ -31,11 +33,11 @@ def expand_functions(model: onnx.ModelProto) -> onnx.ModelProto:
             break
         try:
             model = inliner.inline_selected_functions(
-                _complete(model), [("", name) for name in names], inline_schema_functions=True
+                _complete(model), names, inline_schema_functions=True
             )
         except Exception as error:
             raise ModelError(
-                f"the definition of {', '.join(names)} cannot be put into graph "
+                f"the definition of {', '.join(name for _, name in names)} cannot be put into graph "
                 f"{model.graph.name!r}: {one_line(error)}"
             ) from error
     return model
@@ -47,26 +49,47 @@ def _complete(model: onnx.ModelProto) -> onnx.ModelProto:
     A body refers to both, and the inliner adds neither.
     """
     complete = onnx.shape_inference.infer_shapes(model, data_prop=True)
-    opset = opset_of(complete)
+    known = {value.name for value in (*complete.graph.input, *complete.graph.value_info)}
+    complete.graph.value_info.extend(
+        onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
+        for tensor in complete.graph.initializer
+        if tensor.name not in known
+    )
+    # The inliner asks for the type of inputs that are left out, too.
+    complete.graph.value_info.append(
+        onnx.helper.make_tensor_value_info("", onnx.TensorProto.FLOAT, None)
+    )
     for node in complete.graph.node:
-        if node.domain in _DOMAINS and onnx.defs.has(node.op_type, opset):
-            written = {item.name for item in node.attribute}
-            for name, attribute in onnx.defs.get_schema(node.op_type, opset).attributes.items():
-                if attribute.default_value.type and name not in written:
-                    node.attribute.append(attribute.default_value)
+        schema = _schema(complete, node)
+        written = {item.name for item in node.attribute}
+        for name, attribute in ({} if schema is None else schema.attributes).items():
+            if attribute.default_value.type and name not in written:
+                node.attribute.append(attribute.default_value)
     return complete
 
 
-def _expandable(model: onnx.ModelProto) -> list[str]:
-    """Names of the operators to replace."""
-    used = {node.op_type for node in model.graph.node if node.domain in _DOMAINS}
-    wanted = used & _BY_DEFINITION | set(unsupported_operators(used))
-    opset = opset_of(model)
-    return sorted(name for name in wanted if _has_body(name, opset))
+def _expandable(model: onnx.ModelProto) -> list[tuple[str, str]]:
+    """Domains and names of the operators to replace."""
+    found = set()
+    for node in model.graph.node:
+        domain = "" if node.domain in _DOMAINS else node.domain
+        name = f"{domain}.{node.op_type}" if domain else node.op_type
+        schema = _schema(model, node)
+        if schema is None or not (schema.has_function or schema.has_context_dependent_function):
+            continue
+        if name in _BY_DEFINITION or unsupported_operators([name]):
+            found.add((domain, node.op_type))
+    return sorted(found)
 
 
-def _has_body(name: str, opset: int) -> bool:
-    if not onnx.defs.has(name, opset):
-        return False
-    schema = onnx.defs.get_schema(name, opset)
-    return bool(schema.has_function or schema.has_context_dependent_function)
+def _schema(model: onnx.ModelProto, node: onnx.NodeProto) -> Any:
+    """ONNX's definition of a node's operator; None for one that is not ONNX's."""
+    if node.domain in _DOMAINS:
+        domain, opset = "", opset_of(model)
+    else:
+        domain = node.domain
+        versions = [item.version for item in model.opset_import if item.domain == domain]
+        opset = max(versions, default=0)
+    if not onnx.defs.has(node.op_type, opset, domain):
+        return None
+    return onnx.defs.get_schema(node.op_type, opset, domain)

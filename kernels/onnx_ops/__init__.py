@@ -3,15 +3,17 @@
 from leakyforge.kernels.onnx_ops.elementary import (
     convert_bit_cast,
     convert_celu,
+    convert_compress,
     convert_cosh,
     convert_cum_prod,
+    convert_elu,
     convert_eye_like,
     convert_is_inf,
     convert_lp_normalization,
     convert_one_hot,
     convert_pow,
 )
-from leakyforge.kernels.onnx_ops.float8 import convert_cast, convert_cast_like
+from leakyforge.kernels.onnx_ops.float8 import convert_cast
 from leakyforge.kernels.onnx_ops.node import Converter
 from leakyforge.kernels.onnx_ops.pool import (
     convert_average_pool,
@@ -27,10 +29,11 @@ CONVERTERS: dict[str, Converter] = {
         "AveragePool": convert_average_pool,
         "BitCast": convert_bit_cast,
         "Cast": convert_cast,
-        "CastLike": convert_cast_like,
         "Celu": convert_celu,
+        "Compress": convert_compress,
         "Cosh": convert_cosh,
         "CumProd": convert_cum_prod,
+        "Elu": convert_elu,
         "EyeLike": convert_eye_like,
         "GRU": convert_gru,
         "IsInf": convert_is_inf,

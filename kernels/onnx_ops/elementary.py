@@ -28,6 +28,16 @@ def convert_celu(node: Node) -> relax.Expr:
     return relax.op.add(relax.op.maximum(data, number(0)), relax.op.minimum(negative, number(0)))
 
 
+def convert_elu(node: Node) -> relax.Expr:
+    """Elu: x above 0, alpha * (exp(x) - 1) below."""
+    data = node.input(0)
+    dtype = dtype_of(data)
+    alpha = relax.const(float(node.attributes.get("alpha", 1.0)), dtype)
+    negative = relax.op.subtract(relax.op.exp(data), relax.const(1, dtype))
+    above = relax.op.greater(data, relax.const(0, dtype))
+    return relax.op.where(above, data, relax.op.multiply(alpha, negative))
+
+
 def convert_cosh(node: Node) -> relax.Expr:
     """Cosh: (exp(x) + exp(-x)) / 2; LLVM has no intrinsic of the name."""
     data = node.input(0)
@@ -134,8 +144,7 @@ def convert_one_hot(node: Node) -> relax.Expr:
 
 def _element(values: relax.Expr, position: int) -> relax.Expr:
     """One element of a vector, as a scalar."""
-    taken = relax.op.take(values, relax.const(np.array(position), "int64"), axis=0)
-    return taken
+    return relax.op.take(values, relax.const(np.array(position), "int64"), axis=0)
 
 
 def convert_cum_prod(node: Node) -> relax.Expr:
@@ -166,3 +175,15 @@ def convert_cum_prod(node: Node) -> relax.Expr:
         return te.compute(shape, element, name="cum_prod")
 
     return node.emit_te(products, data)
+
+
+def convert_compress(node: Node) -> relax.Expr:
+    """Compress: the slices along an axis, or the elements, where a condition of constants is."""
+    data, condition = node.input(0), node.constant(1, "condition")
+    if condition is None:
+        raise ModelError(f"{node.operator}: its condition is missing")
+    axis = node.attributes.get("axis")
+    if axis is None:
+        data = relax.op.flatten(data)
+    index = relax.const(np.flatnonzero(condition), "int64")
+    return relax.op.take(data, index, axis=0 if axis is None else int(axis))

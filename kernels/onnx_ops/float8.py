@@ -1,4 +1,4 @@
-"""ONNX operators Cast and CastLike to and from 8-bit floats: by tables, as TVM's casts round wrong.
+"""ONNX operator Cast to and from 8-bit floats: by tables, as TVM's casts round wrong.
 
 https://onnx.ai/onnx/operators/onnx__Cast.html and https://onnx.ai/onnx/technical/float8.html.
 Formulas, with the format's values in order of their magnitude v[0] < v[1] < ...:
@@ -58,16 +58,8 @@ FORMATS = {
 
 
 def convert_cast(node: Node) -> relax.Expr:
-    """Cast: the type is an attribute."""
-    return _cast(node, str(onnx.helper.tensor_dtype_to_np_dtype(node.attributes["to"])))
-
-
-def convert_cast_like(node: Node) -> relax.Expr:
-    """CastLike: the type is the second input's."""
-    return _cast(node, dtype_of(node.input(1)))
-
-
-def _cast(node: Node, to: str) -> relax.Expr:
+    """Cast; CastLike is compiled by its definition, which is a Cast."""
+    to = str(onnx.helper.tensor_dtype_to_np_dtype(node.attributes["to"]))
     data = node.input(0)
     if not isinstance(data.ty, relax.TensorType):
         return node.standard()

@@ -21,6 +21,8 @@ Floats = npt.NDArray[np.float64]
 # Coordinates that the front end maps as ONNX does where a scale is the ratio of the sizes.
 _SAME_COORDINATES = ("half_pixel", "asymmetric", "align_corners")
 
+_INPUTS = ("roi", "scales", "sizes")
+
 
 @dataclass(frozen=True)
 class Axis:
@@ -77,30 +79,29 @@ def _axes(node: Node, shape: tuple[int, ...]) -> dict[int, Axis]:
     rank = len(shape)
     chosen = [axis % rank for axis in node.attributes.get("axes", range(rank))]
     # Tensors without elements stand for inputs that are left out.
-    values = [node.constant(place, name) for place, name in enumerate(("", "roi", "scales", "sizes")) if place]  # fmt: skip
+    values = [node.constant(1 + place, name) for place, name in enumerate(_INPUTS)]
     roi, scales, sizes = (None if value is None or not value.size else value for value in values)
+    lengths = [shape[axis] for axis in chosen]
     if scales is not None:
         factors = [float(scale) for scale in scales]
-        results = [math.floor(shape[axis] * scale) for axis, scale in zip(chosen, factors, strict=True)]  # fmt: skip
+        pairs = zip(lengths, factors, strict=True)
+        results = [math.floor(length * factor) for length, factor in pairs]
     elif sizes is not None:
         results = [int(size) for size in sizes]
-        factors = [size / shape[axis] for axis, size in zip(chosen, results, strict=True)]
+        factors = [size / length for size, length in zip(results, lengths, strict=True)]
         policy = node.text("keep_aspect_ratio_policy", "stretch")
         if policy != "stretch":
             factor = min(factors) if policy == "not_larger" else max(factors)
             factors = [factor] * len(chosen)
-            results = [math.floor(factor * shape[axis] + 0.5) for axis in chosen]
+            results = [math.floor(factor * length + 0.5) for length in lengths]
     else:
         raise ModelError(f"{node.operator}: neither scales nor sizes are given")
     region = [0.0] * len(chosen) + [1.0] * len(chosen)
     if roi is not None and node.text("coordinate_transformation_mode", "") == "tf_crop_and_resize":
         region = [float(value) for value in roi]
-    return {
-        axis: Axis(
-            shape[axis], results[place], factors[place], region[place], region[place + len(chosen)]
-        )  # fmt: skip
-        for place, axis in enumerate(chosen)
-    }
+    starts, ends = region[: len(chosen)], region[len(chosen) :]
+    columns = zip(chosen, lengths, results, factors, starts, ends, strict=True)
+    return {axis: Axis(*figures) for axis, *figures in columns}
 
 
 def _front_end_agrees(node: Node, axes: dict[int, Axis]) -> bool:
