@@ -2,6 +2,7 @@
 
 python -m benchmarks.conformance              every case, about fifteen minutes on two cores
 python -m benchmarks.conformance --check      fails where a case of the baseline no longer passes
+python -m benchmarks.conformance --failed     only what did not pass, into the same report
 python -m benchmarks.conformance --only softmax    prints the cases that do not pass, writes nothing
 
 The suite compares, with its own tolerances. Each case runs in a worker process with limits of time
@@ -11,6 +12,7 @@ and memory; a crash ends that case alone.
 import collections
 import functools
 import io
+import json
 import multiprocessing
 import os
 import platform
@@ -41,6 +43,7 @@ from leakyforge.runtime import cpu
 
 ROOT = Path(__file__).parent.parent
 REPORT = ROOT / "docs" / "CONFORMANCE.md"
+STORE = ROOT / "docs" / "conformance.json"
 BASELINE = ROOT / "tests" / "conformance" / "baseline.txt"
 
 # Of the suite; "real" downloads models, and its results depend on the network.
@@ -288,6 +291,11 @@ def markdown(outcomes: dict[str, Outcome], known: dict[str, Case]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _read_store() -> dict[str, Outcome]:
+    """The outcomes of the last run."""
+    return {name: Outcome(*row) for name, row in json.loads(STORE.read_text()).items()}
+
+
 def _write(path: Path, text: str) -> None:
     with atomic_file(path) as stream:
         stream.write(text.encode())
@@ -296,7 +304,7 @@ def _write(path: Path, text: str) -> None:
 
 @click.command()
 @click.option("--only", multiple=True, help="Cases whose id or operator contains this; no report.")
-@click.option("--failed", is_flag=True, help="Only cases that are not in the baseline; no report.")
+@click.option("--failed", is_flag=True, help="Only what did not pass, the rest as it was.")
 @click.option("--workers", type=int, default=os.cpu_count(), show_default=True)
 @click.option("--check", is_flag=True, help="Compare with the baseline and write nothing.")
 def main(only: tuple[str, ...], failed: bool, workers: int, check: bool) -> None:
@@ -321,7 +329,10 @@ def main(only: tuple[str, ...], failed: bool, workers: int, check: bool) -> None
         click.echo(f"{len(regressions)} cases of the baseline do not pass any more:", err=True)
         click.echo("\n".join(regressions), err=True)
         sys.exit(1)
-    if not (check or only or failed):
+    if not (check or only):
+        outcomes = {**(_read_store() if failed else {}), **outcomes}
+        rows = {name: [outcome.status, outcome.reason] for name, outcome in outcomes.items()}
+        _write(STORE, json.dumps(rows, indent=0) + "\n")
         _write(REPORT, markdown(outcomes, cases()))
         names = [name for name, outcome in outcomes.items() if outcome.status == PASSED]
         _write(BASELINE, "\n".join(sorted(names)) + "\n")

@@ -31,7 +31,7 @@ _POSITIONS = {
     "MelWeightMatrix": (0, 1, 2, 3, 4),
     "NonMaxSuppression": (2, 3, 4),
     "OneHot": (1,),
-    "Pad": (1, 3),
+    "Pad": (1, 2, 3),
     "RNN": (4,),
     "Range": (0, 1, 2),
     "ReduceL1": (1,),

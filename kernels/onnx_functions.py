@@ -36,8 +36,9 @@ def expand_functions(model: onnx.ModelProto) -> onnx.ModelProto:
                 _complete(model), names, inline_schema_functions=True
             )
         except Exception as error:
+            operators = ", ".join(name for _, name in names)
             raise ModelError(
-                f"the definition of {', '.join(name for _, name in names)} cannot be put into graph "
+                f"the definition of {operators} cannot be put into graph "
                 f"{model.graph.name!r}: {one_line(error)}"
             ) from error
     return model

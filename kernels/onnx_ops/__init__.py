@@ -1,5 +1,6 @@
 """Converters of ours for ONNX operators that TVM's front end lacks or gets wrong."""
 
+from leakyforge.kernels.onnx_ops.conv_transpose import convert_conv_transpose
 from leakyforge.kernels.onnx_ops.elementary import (
     convert_bit_cast,
     convert_celu,
@@ -31,6 +32,7 @@ CONVERTERS: dict[str, Converter] = {
         "Cast": convert_cast,
         "Celu": convert_celu,
         "Compress": convert_compress,
+        "ConvTranspose": convert_conv_transpose,
         "Cosh": convert_cosh,
         "CumProd": convert_cum_prod,
         "Elu": convert_elu,

@@ -43,7 +43,8 @@ class Format:
     def values(self) -> npt.NDArray[np.float32]:
         """The value of each of the 256 bit patterns."""
         every = np.arange(256, dtype=np.uint8).view(getattr(ml_dtypes, self.name))
-        return every.astype(np.float32)
+        values: npt.NDArray[np.float32] = every.astype(np.float32)
+        return values
 
 
 FORMATS = {

@@ -62,10 +62,12 @@ class Node:
         """Bind what a definition over tensors computes."""
         return self.builder.emit_te(function, *arguments)
 
-    def standard(self) -> Any:
-        """What the front end's own converter makes of the node."""
+    def standard(self, changed: Mapping[str, Any] | None = None) -> Any:
+        """What the front end's own converter makes of the node, some attributes changed."""
         converter = STANDARD[self.operator].get_converter(self.opset)
-        return converter(self.builder, self.inputs, dict(self.attributes), self.context)
+        return converter(
+            self.builder, self.inputs, {**self.attributes, **(changed or {})}, self.context
+        )
 
 
 STANDARD: Mapping[str, Any] = onnx_frontend._get_convert_map()
@@ -87,9 +89,7 @@ class Converter:
         """The call that the front end makes for a node of that opset."""
 
         def call(builder: relax.BlockBuilder, inputs: Any, attributes: Any, context: Any) -> Any:
-            return self.convert(
-                Node(self.operator, builder, list(inputs), attributes, opset, context)
-            )
+            return self.convert(Node(self.operator, builder, inputs, attributes, opset, context))
 
         return call
 

@@ -174,7 +174,7 @@ def _unroll(node: Node, gates: int, defaults: list[str], step: _Step, states: in
             results[place] = current[0]
         every.append(results)
         last.append(current)
-    # [steps, directions, batch, hidden], or with the batch first [batch, steps, directions, hidden].
+    # [steps, directions, batch, hidden]
     whole = _stack([_stack([part[place] for part in every]) for place in range(steps)])
     ends = [_stack([part[state] for part in last]) for state in range(states)]
     if batch_first:
