@@ -39,7 +39,8 @@ def test_promised_operators_and_our_converters_pass_as_before():
     baseline = conformance.read_baseline()
     wanted = {*conformance.PROMISED, *CONVERTERS}
     chosen = [case for case in CASES.values() if case.id in baseline and case.operator in wanted]
-    assert {case.operator for case in chosen} >= set(conformance.PROMISED) - {"Upsample"}
+    # The suite has no case of GlobalLpPool.
+    assert {case.operator for case in chosen} >= set(conformance.PROMISED) - {"GlobalLpPool"}
     outcomes = dict(conformance.run_cases(chosen, 2))
     assert len(outcomes) == len(chosen)
     assert conformance.broken(outcomes, baseline) == []
