@@ -29,10 +29,8 @@ from leakyforge.kernels.half import add_up_in_float32
 from leakyforge.kernels.importer import import_onnx
 from leakyforge.kernels.link import export_library
 from leakyforge.kernels.lowering import PIPELINE
-from leakyforge.kernels.onnx_model import (
-    fix_shapes,
-    load_onnx,
-)
+from leakyforge.kernels.onnx_functions import expand_functions
+from leakyforge.kernels.onnx_model import SourceModel, fix_shapes, load_onnx
 from leakyforge.kernels.pipeline import (
     Decision,
     choose_layout,
@@ -47,8 +45,10 @@ from leakyforge.opsets import OLDEST_OF_ONNXRUNTIME, at_least
 from leakyforge.pins import TVM_PINS
 from leakyforge.runtime.artifact import (
     SUFFIX,
+    Artifact,
     check_destination,
     pack_weights,
+    place_weights,
     write_artifact,
 )
 from leakyforge.runtime.manifest import CUDA, Kernel, Manifest, Variant
@@ -132,7 +132,7 @@ def compile(
     check_destination(path)
     proto = fix_shapes(model.proto, shapes or {})
     on_stage("fold")
-    folded = simplify(at_least(proto, OLDEST_OPSET))
+    folded = simplify(expand_functions(at_least(proto, OLDEST_OPSET)))
     on_stage("import")
     imported = import_onnx(add_up_in_float32(folded))
     unmeasured = _unmeasured(target, measure)
@@ -160,23 +160,71 @@ def compile(
     reference = load_reference(at_least(proto, OLDEST_OF_ONNXRUNTIME))
     feeds = random_feeds(inputs, seed)
     desired = reference.run(feeds)
-    manifest = Manifest(
-        model=model.name,
-        onnx_sha256=model.sha256,
-        onnx_path=None if model.path is None else str(model.path),
-        inputs=inputs,
-        outputs=outputs,
-        machine=targets[0].machine,
-        reference=f"{reference.name}, seed {seed}",
-        versions=dict(TVM_PINS),
-        leakyforge=metadata.version("leakyforge"),
-        variants=tuple(variants),
+    manifest = _manifest(
+        model, inputs, outputs, targets[0].machine, f"{reference.name}, seed {seed}", variants
     )
     on_stage("check")
     manifest = record_parity(path, manifest, members, feeds, desired)
     on_stage("write")
     write_artifact(path, manifest, members, feeds, desired)
     return path
+
+
+def compile_in_memory(source: onnx.ModelProto) -> Artifact:
+    """Compile a model for this CPU into an artifact that is not written and not compared.
+
+    Args:
+        source: the model; the algorithms of its layers are not measured.
+
+    Returns:
+        The artifact, without reference inputs and outputs.
+
+    Raises:
+        ModelError: the model cannot be read, checked or imported (see its subclasses).
+        CompileError: TVM fails on the graph.
+    """
+    model = load_onnx(source)
+    (target,) = parse_targets("cpu")
+    folded = simplify(expand_functions(at_least(model.proto, _OLDEST_OPSET)))
+    imported = import_onnx(add_up_in_float32(folded))
+    variant, members, module = _build(
+        imported, target, False, "not asked for", *(lambda _: None,) * 3
+    )
+    manifest = _manifest(
+        model,
+        _input_specs(model.proto, module),
+        _output_specs(folded, module),
+        target.machine,
+        "none",
+        [variant],
+    )
+    weights = place_weights(variant.weights, members)
+    return Artifact(
+        Path(f"{model.name}{SUFFIX}"), manifest, variant, members[variant.library], weights, {}, {}
+    )
+
+
+def _manifest(
+    model: SourceModel,
+    inputs: tuple[TensorSpec, ...],
+    outputs: tuple[TensorSpec, ...],
+    machine: str,
+    reference: str,
+    variants: list[Variant],
+) -> Manifest:
+    """What an artifact says of itself."""
+    return Manifest(
+        model=model.name,
+        onnx_sha256=model.sha256,
+        onnx_path=None if model.path is None else str(model.path),
+        inputs=inputs,
+        outputs=outputs,
+        machine=machine,
+        reference=reference,
+        versions=dict(TVM_PINS),
+        leakyforge=metadata.version("leakyforge"),
+        variants=tuple(variants),
+    )
 
 
 def _unmeasured(target: str, measure: bool) -> str | None:

@@ -1,6 +1,7 @@
 """ONNX to Relax: TVM's front end, with the converters that we replace and one kind of error."""
 
 import contextlib
+import io
 import warnings
 from collections.abc import Iterable, Iterator
 from typing import Any, ClassVar
@@ -10,9 +11,10 @@ import tvm
 from tvm import relax
 from tvm.relax.frontend.onnx import from_onnx, onnx_frontend
 
-from leakyforge.errors import ModelError, UnsupportedOperatorError
+from leakyforge.errors import LeakyforgeError, ModelError, UnsupportedOperatorError
 from leakyforge.exporter.shapes import value_shape
 from leakyforge.kernels.half import layer_name
+from leakyforge.kernels.onnx_ops import CONVERTERS
 from leakyforge.onnx_graph import graph_inputs
 
 _STANDARD_DOMAINS = ("", "ai.onnx")
@@ -26,6 +28,11 @@ LAYERS = (
     "relax.nn.conv1d_transpose",
     "relax.nn.conv2d",
     "relax.nn.conv2d_transpose",
+)
+_PACKED_TYPES = frozenset(
+    onnx.TensorProto.DataType.Value(name)
+    for name in ("INT4", "UINT4", "FLOAT4E2M1", "INT2", "UINT2")
+    if name in onnx.TensorProto.DataType.keys()  # noqa: SIM118 - protobuf's is no mapping
 )
 # Handled by the front end itself, outside its table of converters.
 _BUILT_IN = {"Constant", "If"}
@@ -56,7 +63,7 @@ class _Min(_Elementwise):
     operator = staticmethod(relax.op.minimum)
 
 
-_REPLACED = {"Max": _Max, "Min": _Min}
+_REPLACED = {"Max": _Max, "Min": _Min, **CONVERTERS}
 
 
 def import_onnx(proto: onnx.ModelProto) -> tvm.IRModule:
@@ -70,12 +77,17 @@ def import_onnx(proto: onnx.ModelProto) -> tvm.IRModule:
         ModelError: the front end refuses the graph.
     """
     _check_operators(proto)
+    _check_types(proto)
     named = _name_symbols(proto)
     _omit_empty_scales(named)
-    with _our_converters(), warnings.catch_warnings():
+    # The front end prints what it cannot convert.
+    quiet = contextlib.redirect_stdout(io.StringIO())
+    with _our_converters(), quiet, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             module = from_onnx(named, shape_dict=_static_shapes(named))
+        except LeakyforgeError:
+            raise
         except Exception as error:
             raise ModelError(
                 f"TVM's ONNX front end refuses graph {proto.graph.name!r}: {_last_line(error)}"
@@ -112,9 +124,22 @@ def _check_operators(proto: onnx.ModelProto) -> None:
             )
 
 
+def _check_types(proto: onnx.ModelProto) -> None:
+    """Refuse tensors of fewer than 8 bits: TVM packs them, and a caller's arrays do not."""
+    for value in (*graph_inputs(proto), *proto.graph.output):
+        kind = value.type.tensor_type.elem_type
+        if kind in _PACKED_TYPES:
+            raise ModelError(
+                f"{value.name!r} is of type {onnx.TensorProto.DataType.Name(kind)}, which is not "
+                "supported as an input or output; cast it in the model"
+            )
+
+
 def unsupported_operators(names: Iterable[str]) -> list[str]:
     """Those that the front end has no converter for, sorted; a foreign one is `domain.Operator`."""
-    return sorted(set(names) - onnx_frontend._get_convert_map().keys() - _BUILT_IN)
+    return sorted(
+        set(names) - onnx_frontend._get_convert_map().keys() - _REPLACED.keys() - _BUILT_IN
+    )
 
 
 def _name_symbols(proto: onnx.ModelProto) -> onnx.ModelProto:
@@ -135,7 +160,7 @@ def _omit_empty_scales(named: onnx.ModelProto) -> None:
     """
     empty = {tensor.name for tensor in named.graph.initializer if 0 in tensor.dims}
     for node in named.graph.node:
-        if node.op_type == "Constant" and 0 in node.attribute[0].t.dims:
+        if node.op_type == "Constant" and any(0 in item.t.dims for item in node.attribute):
             empty.add(node.output[0])
         if node.op_type == "Resize":
             node.input[:] = ["" if name in empty else name for name in node.input]

@@ -70,6 +70,9 @@ class Decision:
 
 def choose_layout(module: tvm.IRModule) -> tvm.IRModule:
     """Put channels last around convolutions: a tile's channels are then one vector in memory."""
+    if not _has_convolution(module):
+        # TVM's pass fails on operators that it knows by other names of their axes.
+        return module
     leaky_relu = "relax.nn.leakyrelu"
     if tvm.ir.Op.get(leaky_relu).get_attr("FRelaxInferLayout") is None:
         # TVM gives relu a rule for layouts and leakyrelu none: without it every one is a barrier.
@@ -78,6 +81,16 @@ def choose_layout(module: tvm.IRModule) -> tvm.IRModule:
     converted = relax.transform.ConvertLayout({}, _wanted_layouts)(module)
     # Weights must be constants again, not transpositions of constants, to be packed.
     return relax.transform.FoldConstant()(converted)
+
+
+def _has_convolution(module: tvm.IRModule) -> bool:
+    """Whether an operator takes a layout."""
+    names: set[str] = set()
+    relax.analysis.post_order_visit(
+        module["main"],
+        lambda node: names.add(getattr(getattr(node, "op", None), "name", "")),
+    )
+    return not names.isdisjoint(LAYOUTS)
 
 
 def _wanted_layouts(call: relax.Call) -> dict[str, list[str]]:

@@ -29,7 +29,10 @@ class NoMatch:
 
 
 def block_names(schedule: s_tir.Schedule) -> list[str]:
-    """Names of the blocks of the scheduled function."""
+    """Names of the blocks of the scheduled function; none where it is written as loops."""
+    body = schedule.mod["main"].body
+    if not isinstance(body, s_tir.SBlockRealize) or body.block.name_hint != "root":
+        return []
     root = schedule.get_sblock("root")
     return [str(schedule.get(block).name_hint) for block in schedule.get_child_blocks(root)]
 
@@ -260,6 +263,9 @@ def match_pool(schedule: s_tir.Schedule, target: CpuTarget) -> NoMatch | None:
     kinds = [variable.iter_type for variable in schedule.get(block).iter_vars]
     spatial = sum(kind == tirx.IterVar.DataPar for kind in kinds)
     loops = schedule.get_loops(block)
+    if loops[:spatial] and loop_extent(schedule, loops[spatial - 1]) == 1:
+        # TVM's reverse_compute_at would find wrong regions for the last block.
+        return NoMatch("its innermost axis has one element")
     if spatial < 2 or len(loops) != len(kinds) or tirx.IterVar.CommReduce in kinds[:spatial]:
         return NoMatch("its loops are not output axes and then a window")
     elements = math.prod(loop_extent(schedule, loop) or 1 for loop in loops[:spatial])

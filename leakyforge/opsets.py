@@ -15,7 +15,7 @@ from leakyforge.onnx_graph import light_copy, restore_weights, value_shapes
 if TYPE_CHECKING:
     import onnx
 
-OLDEST, NEWEST = 6, 23
+OLDEST, NEWEST = 6, 28
 # What ONNX Runtime runs is this and later.
 OLDEST_OF_ONNXRUNTIME = 7
 _STANDARD_DOMAINS = ("", "ai.onnx")

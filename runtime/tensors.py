@@ -48,12 +48,12 @@ class TensorSpec:
 
 @functools.cache
 def numpy_dtype(name: str) -> np.dtype[np.generic]:
-    """Numpy dtype of a name; bfloat16 comes from ml_dtypes."""
-    if name == "bfloat16":
+    """Numpy dtype of a name; bfloat16 and those of fewer than 16 bits come from ml_dtypes."""
+    if name.startswith(("bfloat", "float8", "float4", "int4", "uint4", "int2", "uint2")):
         import ml_dtypes
 
-        bfloat16: np.dtype[np.generic] = np.dtype(ml_dtypes.bfloat16)
-        return bfloat16
+        foreign: np.dtype[np.generic] = np.dtype(getattr(ml_dtypes, name))
+        return foreign
     return np.dtype(name)
 
 

@@ -11,6 +11,8 @@ from leakyforge.runtime.reference import one_line
 from leakyforge.runtime.tensors import Array, empty_aligned, format_shape, numpy_dtype
 from leakyforge.runtime.tvm_runtime import load_vm, set_threads, tvm_ffi
 
+# Of as many bytes as a type that only ml_dtypes has.
+_BITS = {1: "uint8", 2: "uint16"}
 # First address and the one behind the last.
 _Addresses = tuple[int, int]
 
@@ -87,12 +89,12 @@ class VmEngine:
 def to_tvm(array: Array) -> Any:
     """A TVM tensor over an aligned array's memory."""
     ffi = tvm_ffi()
-    # Numpy calls bfloat16 a type of kind V, and DLPack leaves numpy without it.
-    is_bfloat16 = array.dtype.kind == "V"
-    if array.size and not is_bfloat16:
+    # Numpy's DLPack has no types of ml_dtypes, such as bfloat16 and float8.
+    is_foreign = array.dtype.isbuiltin != 1
+    if array.size and not is_foreign:
         return ffi.from_dlpack(array)
     # Numpy's strides of an empty array are not those of a compact one, a view's are.
-    bits = ffi.from_dlpack(array.view(np.uint16) if is_bfloat16 else array)
+    bits = ffi.from_dlpack(array.view(_BITS[array.dtype.itemsize]) if is_foreign else array)
     return _retyped(bits, str(array.dtype))
 
 
@@ -117,8 +119,9 @@ def to_numpy(tensor: Any) -> Array:
     try:
         return np.from_dlpack(tensor)
     except (RuntimeError, BufferError):
-        # Numpy takes no bfloat16, which ml_dtypes adds to it.
-        return np.from_dlpack(_retyped(tensor, "uint16")).view(numpy_dtype(str(tensor.dtype)))
+        # Numpy takes no bfloat16 or float8, which ml_dtypes adds to it.
+        dtype = numpy_dtype(str(tensor.dtype))
+        return np.from_dlpack(_retyped(tensor, _BITS[dtype.itemsize])).view(dtype)
 
 
 def _retyped(tensor: Any, dtype: str) -> Any:

@@ -132,7 +132,7 @@ def test_opset_out_of_range(opset, tmp_path):
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        (graph_model(leaky(), opset=5), "is at opset 5, and opsets 6 to 23 are read"),
+        (graph_model(leaky(), opset=5), "is at opset 5, and opsets 6 to 28 are read"),
         (
             graph_model(helper.make_node("Foo", ["x"], ["y"], domain="com.acme")),
             "node 'y' of model 'small' is com.acme.Foo, and only operators of ai.onnx",

@@ -1,0 +1,189 @@
+"""Elementwise ONNX operators that the front end lacks or whose definition it misses.
+
+Each function names its operator; specifications: https://onnx.ai/onnx/operators/.
+"""
+
+import math
+from typing import Any
+
+import numpy as np
+import onnx
+from tvm import relax, te, tirx
+
+from leakyforge.errors import ModelError
+from leakyforge.kernels.onnx_ops.node import Node, dtype_of, static_shape
+
+
+def convert_celu(node: Node) -> relax.Expr:
+    """Celu: max(0, x) + min(0, alpha * (exp(x / alpha) - 1))."""
+    data = node.input(0)
+    dtype = dtype_of(data)
+    alpha = float(node.attributes.get("alpha", 1.0))
+
+    def number(value: float) -> relax.Expr:
+        return relax.const(value, dtype)
+
+    exponential = relax.op.exp(relax.op.divide(data, number(alpha)))
+    negative = relax.op.multiply(number(alpha), relax.op.subtract(exponential, number(1)))
+    return relax.op.add(relax.op.maximum(data, number(0)), relax.op.minimum(negative, number(0)))
+
+
+def convert_elu(node: Node) -> relax.Expr:
+    """Elu: x above 0, alpha * (exp(x) - 1) below."""
+    data = node.input(0)
+    dtype = dtype_of(data)
+    alpha = relax.const(float(node.attributes.get("alpha", 1.0)), dtype)
+    negative = relax.op.subtract(relax.op.exp(data), relax.const(1, dtype))
+    above = relax.op.greater(data, relax.const(0, dtype))
+    return relax.op.where(above, data, relax.op.multiply(alpha, negative))
+
+
+def convert_cosh(node: Node) -> relax.Expr:
+    """Cosh: (exp(x) + exp(-x)) / 2; LLVM has no intrinsic of the name."""
+    data = node.input(0)
+    both = relax.op.add(relax.op.exp(data), relax.op.exp(relax.op.negative(data)))
+    return relax.op.multiply(both, relax.const(0.5, dtype_of(data)))
+
+
+def convert_is_inf(node: Node) -> relax.Expr:
+    """IsInf: of the signs that are asked for."""
+    data = node.input(0)
+    dtype = dtype_of(data)
+    found = []
+    for name, value in (("detect_positive", math.inf), ("detect_negative", -math.inf)):
+        if node.attributes.get(name, 1):
+            found.append(relax.op.equal(data, relax.const(value, dtype)))
+    if not found:
+        return relax.const(np.zeros(static_shape(data, node.operator), bool), "bool")
+    return found[0] if len(found) == 1 else relax.op.logical_or(*found)
+
+
+def convert_pow(node: Node) -> relax.Expr:
+    """Pow: the exponent may be of another type; the result has the base's."""
+    base, exponent = node.input(0), node.input(1)
+    if not _differ(base, exponent):
+        return node.standard()
+    # Of the two types, the one that holds fractions.
+    kinds = [dtype_of(base), dtype_of(exponent)]
+    floats = [kind for kind in kinds if "float" in kind]
+    common = floats[0] if floats else kinds[0]
+    power = relax.op.power(relax.op.astype(base, common), relax.op.astype(exponent, common))
+    return relax.op.astype(power, kinds[0])
+
+
+def _differ(*values: relax.Expr) -> bool:
+    kinds = [value.ty for value in values]
+    if not all(isinstance(kind, relax.TensorType) for kind in kinds):
+        return False
+    return len({str(kind.dtype) for kind in kinds}) > 1
+
+
+def convert_bit_cast(node: Node) -> relax.Expr:
+    """BitCast: the same bits as another type of as many."""
+    data = node.input(0)
+    kind = str(onnx.helper.tensor_dtype_to_np_dtype(node.attributes["to"]))
+    if "bool" in (kind, dtype_of(data)):
+        raise ModelError(f"{node.operator}: of and to bool is not supported")
+    return node.emit_te(
+        lambda tensor: te.compute(
+            tensor.shape, lambda *at: tirx.reinterpret(kind, tensor[at]), name="bit_cast"
+        ),
+        data,
+    )
+
+
+def convert_lp_normalization(node: Node) -> relax.Expr:
+    """LpNormalization: divided by the 1-norm or 2-norm along an axis; 0 where that is 0."""
+    data = node.input(0)
+    dtype, axis = dtype_of(data), int(node.attributes.get("axis", -1))
+    if int(node.attributes.get("p", 2)) == 1:
+        norm = relax.op.sum(relax.op.abs(data), axis=axis, keepdims=True)
+    else:
+        norm = relax.op.sqrt(relax.op.sum(relax.op.multiply(data, data), axis, keepdims=True))
+    zero, one = relax.const(0, dtype), relax.const(1, dtype)
+    divisor = relax.op.where(relax.op.equal(norm, zero), one, norm)
+    return relax.op.divide(data, divisor)
+
+
+def convert_eye_like(node: Node) -> relax.Expr:
+    """EyeLike: ones on a diagonal, in the shape of the input."""
+    rows, columns = static_shape(node.input(0), node.operator)
+    kind = node.attributes.get("dtype")
+    dtype = dtype_of(node.input(0)) if kind is None else _numpy_name(kind)
+    values = np.eye(rows, columns, int(node.attributes.get("k", 0)))
+    return relax.const(values.astype(dtype), dtype)
+
+
+def _numpy_name(kind: int) -> str:
+    return str(onnx.helper.tensor_dtype_to_np_dtype(kind))
+
+
+def convert_one_hot(node: Node) -> relax.Expr:
+    """OneHot: values[1] where an index is, values[0] elsewhere; indices count from the end too."""
+    indices, values = node.input(0), node.input(2)
+    depth = node.constant(1, "depth")
+    if depth is None:
+        raise ModelError(f"{node.operator}: its depth is missing")
+    count = int(depth.reshape(()).item())
+    rank = len(indices.ty.shape)
+    axis = int(node.attributes.get("axis", -1)) % (rank + 1)
+    kind = "int64"
+    places = np.arange(count).reshape(-1, *(1,) * (rank - axis))
+    wrapped = relax.op.floor_mod(relax.op.astype(indices, kind), relax.const(count, kind))
+    inside = relax.op.logical_and(
+        relax.op.greater_equal(relax.op.astype(indices, kind), relax.const(-count, kind)),
+        relax.op.less(relax.op.astype(indices, kind), relax.const(count, kind)),
+    )
+    hot = relax.op.logical_and(
+        relax.op.equal(relax.op.expand_dims(wrapped, axis), relax.const(places, kind)),
+        relax.op.expand_dims(inside, axis),
+    )
+    off, on = (_element(values, position) for position in (0, 1))
+    return relax.op.where(hot, on, off)
+
+
+def _element(values: relax.Expr, position: int) -> relax.Expr:
+    """One element of a vector, as a scalar."""
+    return relax.op.take(values, relax.const(np.array(position), "int64"), axis=0)
+
+
+def convert_cum_prod(node: Node) -> relax.Expr:
+    """CumProd: products of the elements up to each along an axis; may leave it out, or reverse."""
+    data = node.input(0)
+    position = node.constant(1, "axis")
+    if position is None:
+        raise ModelError(f"{node.operator}: its axis is missing")
+    shape = static_shape(data, node.operator)
+    axis = int(position.reshape(()).item()) % len(shape)
+    reverse = bool(node.attributes.get("reverse", 0))
+    exclusive = bool(node.attributes.get("exclusive", 0))
+    product = te.comm_reducer(lambda a, b: a * b, lambda kind: tirx.const(1, kind), name="product")
+
+    def products(tensor: te.Tensor) -> te.Tensor:
+        k = te.reduce_axis((0, shape[axis]), "k")
+
+        def element(*at: Any) -> Any:
+            here = at[axis]
+            if reverse:
+                counts = k > here if exclusive else k >= here
+            else:
+                counts = k < here if exclusive else k <= here
+            one = tirx.const(1, str(tensor.dtype))
+            source = tensor[(*at[:axis], k, *at[axis + 1 :])]
+            return product(tirx.Select(counts, source, one), axis=k)
+
+        return te.compute(shape, element, name="cum_prod")
+
+    return node.emit_te(products, data)
+
+
+def convert_compress(node: Node) -> relax.Expr:
+    """Compress: the slices along an axis, or the elements, where a condition of constants is."""
+    data, condition = node.input(0), node.constant(1, "condition")
+    if condition is None:
+        raise ModelError(f"{node.operator}: its condition is missing")
+    axis = node.attributes.get("axis")
+    if axis is None:
+        data = relax.op.flatten(data)
+    index = relax.const(np.flatnonzero(condition), "int64")
+    return relax.op.take(data, index, axis=0 if axis is None else int(axis))
