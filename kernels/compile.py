@@ -185,7 +185,7 @@ def compile_in_memory(source: onnx.ModelProto) -> Artifact:
     """
     model = load_onnx(source)
     (target,) = parse_targets("cpu")
-    folded = simplify(expand_functions(at_least(model.proto, _OLDEST_OPSET)))
+    folded = simplify(expand_functions(at_least(model.proto, OLDEST_OPSET)))
     imported = import_onnx(add_up_in_float32(folded))
     variant, members, module = _build(
         imported, target, False, "not asked for", *(lambda _: None,) * 3
