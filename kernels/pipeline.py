@@ -70,17 +70,18 @@ class Decision:
 
 def choose_layout(module: tvm.IRModule) -> tvm.IRModule:
     """Put channels last around convolutions: a tile's channels are then one vector in memory."""
+    # Weights must be constants, not transpositions of constants, to be packed.
+    fold = relax.transform.FoldConstant()
     if not _has_convolution(module):
         # TVM's pass fails on operators that it knows by other names of their axes.
-        return module
+        return fold(module)
     leaky_relu = "relax.nn.leakyrelu"
     if tvm.ir.Op.get(leaky_relu).get_attr("FRelaxInferLayout") is None:
         # TVM gives relu a rule for layouts and leakyrelu none: without it every one is a barrier.
         relu = tvm.ir.Op.get("relax.nn.relu").get_attr("FRelaxInferLayout")
         tvm.ir.register_op_attr(leaky_relu, "FRelaxInferLayout", relu)
     converted = relax.transform.ConvertLayout({}, _wanted_layouts)(module)
-    # Weights must be constants again, not transpositions of constants, to be packed.
-    return relax.transform.FoldConstant()(converted)
+    return fold(converted)
 
 
 def _has_convolution(module: tvm.IRModule) -> bool:
