@@ -86,8 +86,9 @@ def import_onnx(proto: onnx.ModelProto) -> tvm.IRModule:
         warnings.simplefilter("ignore")
         try:
             module = from_onnx(named, shape_dict=_static_shapes(named))
-        except LeakyforgeError:
-            raise
+        except LeakyforgeError as error:
+            # The frames hold the front end's builder, whose end TVM logs: it shall come now.
+            raise error.with_traceback(None) from None
         except Exception as error:
             raise ModelError(
                 f"TVM's ONNX front end refuses graph {proto.graph.name!r}: {_last_line(error)}"

@@ -17,7 +17,7 @@ def convert_conv_transpose(node: Node) -> relax.Expr:
     wanted = node.attributes.get("output_shape")
     if wanted is None:
         return node.standard()
-    sizes, kernels = (static_shape(node.input(place), node.operator)[2:] for place in (0, 1))
+    sizes, kernels = (static_shape(node.input(place), node.operator, first=2) for place in (0, 1))
     rank = len(sizes)
     strides = node.attributes.get("strides", [1] * rank)
     dilations = node.attributes.get("dilations", [1] * rank)

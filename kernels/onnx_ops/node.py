@@ -94,16 +94,26 @@ class Converter:
         return call
 
 
-def static_shape(value: relax.Expr, operator: str) -> tuple[int, ...]:
-    """Sizes of a tensor.
+def is_static(value: relax.Expr, first: int = 0) -> bool:
+    """Whether the sizes of a tensor are known at compile time, from axis `first` on."""
+    shape = value.ty.shape
+    return shape is not None and all(
+        isinstance(size, tvm.tirx.IntImm) for size in list(shape)[first:]
+    )
+
+
+def static_shape(value: relax.Expr, operator: str, first: int = 0) -> tuple[int, ...]:
+    """Sizes of a tensor, from axis `first` on.
 
     Raises:
         ModelError: one of them is not known at compile time.
     """
-    shape = value.ty.shape
-    if shape is None or not all(isinstance(size, tvm.tirx.IntImm) for size in shape):
-        raise ModelError(f"{operator}: the shape of its input must be known at compile time")
-    return tuple(int(size) for size in shape)
+    if not is_static(value, first):
+        raise ModelError(
+            f"{operator}: the shape of its input must be known at compile time; give the symbolic "
+            "dimensions of the model's inputs a size with --shape"
+        )
+    return tuple(int(size) for size in list(value.ty.shape)[first:])
 
 
 def dtype_of(value: relax.Expr) -> str:

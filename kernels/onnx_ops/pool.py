@@ -59,7 +59,7 @@ class Window:
 
 def windows(node: Node) -> tuple[Window, ...]:
     """The window along each spatial axis, with padding as `auto_pad` asks for."""
-    sizes = static_shape(node.input(0), node.operator)[2:]
+    sizes = static_shape(node.input(0), node.operator, first=2)
     attributes, rank = node.attributes, len(sizes)
     kernels = attributes["kernel_shape"]
     strides = attributes.get("strides", [1] * rank)

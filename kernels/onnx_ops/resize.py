@@ -14,7 +14,7 @@ import numpy.typing as npt
 from tvm import relax
 
 from leakyforge.errors import ModelError
-from leakyforge.kernels.onnx_ops.node import Node, dtype_of, static_shape
+from leakyforge.kernels.onnx_ops.node import Node, dtype_of, is_static, static_shape
 
 Floats = npt.NDArray[np.float64]
 
@@ -46,6 +46,9 @@ class Axis:
 def convert_resize(node: Node) -> relax.Expr:
     """Resize from opset 11."""
     data = node.input(0)
+    if not is_static(data):
+        # The front end resizes a symbolic batch too.
+        return node.standard()
     shape = static_shape(data, node.operator)
     axes = _axes(node, shape)
     if _front_end_agrees(node, axes):
