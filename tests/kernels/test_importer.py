@@ -92,15 +92,21 @@ def test_operator_of_another_domain_is_unsupported_under_a_known_name():
 
 
 def test_refusal_of_the_front_end_is_one_line(parse):
-    """Sizes that a graph computes from values: the front end wants constants."""
-    model = parse(
-        "g (float[1,1,2,2] x, float[4] scales) => (float[a,b,c,d] y)"
-        ' { y = Resize <mode = "nearest"> (x, , scales) }'
-    )
+    """Pads that a graph computes from values: the front end wants constants."""
+    model = parse("g (float[2,2] x, int64[4] pads) => (float[a,b] y) { y = Pad (x, pads) }")
     with pytest.raises(ModelError, match="TVM's ONNX front end refuses graph 'g'") as caught:
         import_onnx(model)
     assert "\n" not in str(caught.value)
     assert caught.value.__cause__ is not None
+
+
+def test_refusal_of_a_converter_of_ours_names_the_operator(parse):
+    model = parse(
+        "g (float[1,1,2,2] x, float[4] scales) => (float[a,b,c,d] y)"
+        ' { y = Resize <mode = "nearest"> (x, , scales) }'
+    )
+    with pytest.raises(ModelError, match="^Resize: its scales must be known at compile time"):
+        import_onnx(model)
 
 
 def test_empty_dimension_stays_empty(build, parse):
