@@ -105,7 +105,7 @@ def test_refusal_of_a_converter_of_ours_names_the_operator(parse):
         "g (float[1,1,2,2] x, float[4] scales) => (float[a,b,c,d] y)"
         ' { y = Resize <mode = "nearest"> (x, , scales) }'
     )
-    with pytest.raises(ModelError, match="^Resize: its scales must be known at compile time"):
+    with pytest.raises(ModelError, match=r"^Resize: its scales must be known at compile time$"):
         import_onnx(model)
 
 
