@@ -59,8 +59,9 @@ class Node:
         return default if value is None else str(value.decode())
 
     def emit_te(self, function: Callable[..., te.Tensor], *arguments: Any) -> relax.Var:
-        """Bind what a definition over tensors computes."""
-        return self.builder.emit_te(function, *arguments)
+        """Bind what a definition over tensors computes, in a kernel of the operator's name."""
+        name = self.operator.lower()
+        return self.builder.emit_te(function, *arguments, primfunc_name_hint=name)
 
     def standard(self, changed: Mapping[str, Any] | None = None) -> Any:
         """What the front end's own converter makes of the node, some attributes changed."""
