@@ -12,16 +12,13 @@ from typing import Any
 import onnx
 
 from leakyforge.errors import InputError, LeakyforgeError
-from leakyforge.exporter.simplify import simplify
 from leakyforge.files import atomic_file, destination_problem
-from leakyforge.kernels.compile import OLDEST_OPSET
 from leakyforge.kernels.divergence import KernelParity, judge_kernels
 from leakyforge.kernels.half import add_up_in_float32
-from leakyforge.kernels.onnx_model import fix_shapes
+from leakyforge.kernels.onnx_model import fix_shapes, fold
 from leakyforge.kernels.onnx_values import OnnxValues
 from leakyforge.kernels.stages import first_wrong_stage
 from leakyforge.kernels.target import parse_target
-from leakyforge.opsets import at_least
 from leakyforge.runtime.arrays import save_npz
 from leakyforge.runtime.artifact import read_artifact
 from leakyforge.runtime.capture import capture_calls
@@ -158,7 +155,7 @@ def _compiled(source: onnx.ModelProto, specs: Sequence[TensorSpec]) -> onnx.Mode
         for spec in specs
         if all(isinstance(size, int) for size in spec.shape)
     }
-    return add_up_in_float32(simplify(at_least(fix_shapes(source, fixed), OLDEST_OPSET)))
+    return add_up_in_float32(fold(fix_shapes(source, fixed)))
 
 
 def _parity(

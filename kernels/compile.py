@@ -12,7 +12,6 @@ from tvm import relax
 
 from leakyforge.errors import CompileError, LeakyforgeError, ModelError, ShapeError
 from leakyforge.exporter.rounding import quantisations, rounding_steps
-from leakyforge.exporter.simplify import simplify
 from leakyforge.kernels.elementary import our_elementary_functions
 from leakyforge.kernels.explain import LayerReport, report_layers
 from leakyforge.kernels.flops import device_flops, kernel_record
@@ -29,8 +28,7 @@ from leakyforge.kernels.half import add_up_in_float32
 from leakyforge.kernels.importer import import_onnx
 from leakyforge.kernels.link import export_library
 from leakyforge.kernels.lowering import PIPELINE
-from leakyforge.kernels.onnx_functions import expand_functions
-from leakyforge.kernels.onnx_model import SourceModel, fix_shapes, load_onnx
+from leakyforge.kernels.onnx_model import SourceModel, fix_shapes, fold, load_onnx
 from leakyforge.kernels.pipeline import (
     Decision,
     choose_layout,
@@ -73,8 +71,6 @@ STAGES = (
 
 
 PRECISIONS = ("default", "strict")
-# What TVM's front end and onnxscript's folding take as it is; older models are raised to it.
-OLDEST_OPSET = 13
 
 
 def compile(
@@ -132,7 +128,7 @@ def compile(
     check_destination(path)
     proto = fix_shapes(model.proto, shapes or {})
     on_stage("fold")
-    folded = simplify(expand_functions(at_least(proto, OLDEST_OPSET)))
+    folded = fold(proto)
     on_stage("import")
     imported = import_onnx(add_up_in_float32(folded))
     unmeasured = _unmeasured(target, measure)
@@ -185,7 +181,7 @@ def compile_in_memory(source: onnx.ModelProto) -> Artifact:
     """
     model = load_onnx(source)
     (target,) = parse_targets("cpu")
-    folded = simplify(expand_functions(at_least(model.proto, OLDEST_OPSET)))
+    folded = fold(model.proto)
     imported = import_onnx(add_up_in_float32(folded))
     variant, members, module = _build(
         imported, target, False, "not asked for", *(lambda _: None,) * 3

@@ -18,6 +18,7 @@ from leakyforge.kernels import (
     winograd1d,
 )
 from leakyforge.kernels.choice import Choice, read_choice
+from leakyforge.kernels.expressions import operator_name
 from leakyforge.kernels.pipeline import Decision
 from leakyforge.kernels.schedules import block_names
 
@@ -77,7 +78,7 @@ def _kernel_calls(module: tvm.IRModule) -> list[relax.Call]:
     calls = []
 
     def visit(expression: relax.Expr) -> None:
-        if getattr(getattr(expression, "op", None), "name", "") == "relax.call_tir":
+        if operator_name(expression) == "relax.call_tir":
             calls.append(expression)
 
     relax.analysis.post_order_visit(module["main"].body, visit)

@@ -23,6 +23,7 @@ from leakyforge.kernels.conv_transpose import (
     product_weights,
     shuffle_phases,
 )
+from leakyforge.kernels.expressions import operator_name
 from leakyforge.kernels.importer import LAYER_NAMES, LAYERS
 from leakyforge.kernels.measure import Layer, Stopwatch
 from leakyforge.kernels.pooled import find_pools, lower_pool
@@ -326,7 +327,7 @@ def _calls(module: tvm.IRModule, names: Iterable[str]) -> list[relax.Call]:
     """Calls of operators in `main`, in order."""
     bindings = (binding for block in module["main"].body.blocks for binding in block.bindings)
     values = (getattr(binding, "value", None) for binding in bindings)
-    return [value for value in values if getattr(getattr(value, "op", None), "name", "") in names]
+    return [value for value in values if operator_name(value) in names]
 
 
 def _spans(calls: list[relax.Call], names: Sequence[str]) -> list[tvm.ir.Span | None]:

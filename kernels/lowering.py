@@ -15,13 +15,15 @@ share of the next panel, into the second-level cache.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import tvm
 import tvm_ffi
 from tvm import ir, s_tir, sym, tirx
 from tvm.s_tir.pipeline import default_s_tir_pipeline
 from tvm.tirx.compilation_pipeline import register_tir_pipeline
+
+from leakyforge.kernels.expressions import substitute
 
 # Name of the pipeline for `tvm.compile` and `relax.build`.
 PIPELINE = "leakyforge"
@@ -76,7 +78,7 @@ class _Prefetches:
         step = sums[0].loop_var
         for each in sums[1:]:
             step = step * each.extent + each.loop_var
-        weights, first = _panel(loop.body, {each.loop_var: 0 for each in sums}, panels, passes)
+        weights, first = _panel(sums, panels, passes)
         itemsize = int(tvm_ffi.dtype(str(weights.dtype)).bits) // 8
         lines = math.ceil(int(weights.shape[-1]) * itemsize / _LINE_BYTES)
         # A power of two, so that the remainder is a mask.
@@ -97,26 +99,26 @@ class _Prefetches:
 
 
 def _panel(
-    body: tirx.Stmt, start: dict[ir.Var, int], panels: ir.Var, passes: int
+    sums: Sequence[tirx.For], panels: ir.Var, passes: int
 ) -> tuple[tirx.Buffer, list[ir.Expr]]:
     """The weights that a step reads, and the indices at which their next panel begins.
 
     Args:
-        body: of the innermost loop of the sum; a product of weights, which are the same in all
-            passes, and inputs, which are not.
-        start: the loops of the sum, at their first steps.
+        sums: the loops of the sum; in the innermost one is a product of weights, which are the same
+            in all passes, and inputs, which are not.
         panels: the loop over panels and passes, fused.
         passes: over each panel.
     """
-    place: dict[ir.Var, ir.Expr] = {
-        variable: tirx.const(value, "int32") for variable, value in start.items()
-    }
+    # All loops at their first steps.
+    place: dict[ir.Var, ir.Expr] = {each.loop_var: each.min for each in sums}
     realizes: list[s_tir.SBlockRealize] = []
 
     def enter(loop: tirx.For) -> None:
         place[loop.loop_var] = loop.min
 
-    tvm_ffi.structural_walk(body, [(tirx.For, enter), (s_tir.SBlockRealize, realizes.append)])
+    tvm_ffi.structural_walk(
+        sums[-1].body, [(tirx.For, enter), (s_tir.SBlockRealize, realizes.append)]
+    )
     (realize,) = realizes
     loads: list[ir.TensorLoad] = []
     tvm_ffi.structural_walk(realize.block.body, (ir.TensorLoad, loads.append))
@@ -130,8 +132,7 @@ def _panel(
     def indices(load: ir.TensorLoad, at: ir.Expr) -> list[ir.Expr]:
         places = {**place, panels: at}
         return [
-            analyzer.simplify(_substitute(_substitute(each, bound), places))
-            for each in load.indices
+            analyzer.simplify(substitute(substitute(each, bound), places)) for each in load.indices
         ]
 
     first = panels // passes * passes
@@ -140,13 +141,6 @@ def _panel(
         if all(analyzer.can_prove_equal(one, other) for one, other in same):
             return load.source, indices(load, first + passes)
     raise ValueError(f"no weights are the same in all passes of {panels}")
-
-
-def _substitute(expression: ir.Expr, values: Mapping[ir.Var, ir.Expr]) -> ir.Expr:
-    """The expression with variables replaced."""
-    return tvm_ffi.structural_mutate(
-        expression, (ir.Var, lambda variable, _: values.get(variable, variable))
-    )
 
 
 @tirx.transform.prim_func_pass(opt_level=0)

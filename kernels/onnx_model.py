@@ -13,11 +13,16 @@ import onnx
 
 from leakyforge.errors import ModelError, ShapeError
 from leakyforge.exporter.shapes import value_shape
+from leakyforge.exporter.simplify import simplify
+from leakyforge.kernels.onnx_functions import expand_functions
 from leakyforge.onnx_graph import is_large, light_copy, restore_weights
-from leakyforge.opsets import check_opset
+from leakyforge.opsets import at_least, check_opset
 from leakyforge.runtime.reference import one_line
 from leakyforge.runtime.source import read_onnx
 from leakyforge.runtime.tensors import Shape, format_shape
+
+# What TVM's front end and onnxscript's folding take as it is; older models are raised to it.
+_OLDEST_OPSET = 13
 
 
 @dataclass(frozen=True)
@@ -68,6 +73,14 @@ def _check(proto: onnx.ModelProto, where: str) -> None:
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise ModelError(f"{where} fails the ONNX checker: {one_line(error)}") from error
     check_opset(proto, where)
+
+
+def fold(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """The model as it is imported: raised to an opset that is read, and simplified.
+
+    Operators that only ONNX's own definition brings to the front end are replaced by it.
+    """
+    return simplify(expand_functions(at_least(proto, _OLDEST_OPSET)))
 
 
 def fix_shapes(proto: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]) -> onnx.ModelProto:

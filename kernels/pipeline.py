@@ -10,6 +10,7 @@ from tvm import relax, s_tir, tirx
 from leakyforge.kernels.conv2d import match_conv2d
 from leakyforge.kernels.conv2d_dot import match_conv2d_dot
 from leakyforge.kernels.depthwise import match_depthwise
+from leakyforge.kernels.expressions import operator_name, substitute
 from leakyforge.kernels.grouped import match_grouped
 from leakyforge.kernels.leaky_relu import legalize_leaky_relu
 from leakyforge.kernels.legalize import (
@@ -19,7 +20,7 @@ from leakyforge.kernels.legalize import (
 from leakyforge.kernels.log_softmax import legalize_log_softmax
 from leakyforge.kernels.pooled import MarkPools
 from leakyforge.kernels.reduction import match_reduction
-from leakyforge.kernels.schedules import NoMatch, match_elementwise, match_pool
+from leakyforge.kernels.schedules import NoMatch, first_match, match_elementwise, match_pool
 from leakyforge.kernels.strassen import match_strassen
 from leakyforge.kernels.target import CpuTarget
 from leakyforge.kernels.weights import HoistedModule, hoist_weights
@@ -89,7 +90,7 @@ def _has_convolution(module: tvm.IRModule) -> bool:
     names: set[str] = set()
     relax.analysis.post_order_visit(
         module["main"],
-        lambda node: names.add(getattr(getattr(node, "op", None), "name", "")),
+        lambda node: names.add(operator_name(node)),
     )
     return not names.isdisjoint(LAYOUTS)
 
@@ -179,9 +180,7 @@ def _of_any_address(function: tirx.PrimFunc) -> tirx.PrimFunc:
                 data_alignment=itemsize,
                 offset_factor=kind.offset_factor,
             )
-    return tvm_ffi.structural_mutate(
-        function, (tvm.ir.Var, lambda variable, _: replaced.get(variable, variable))
-    )
+    return substitute(function, replaced)
 
 
 def _schedule_function(
@@ -193,18 +192,8 @@ def _schedule_function(
         empty = dict.fromkeys(RULES, "a tensor is empty")
         return function, Decision(name, None, empty, target.name)
     refused: dict[str, str] = {}
-    for rule, match in RULES.items():
-        attempt = s_tir.Schedule(tvm.IRModule({"main": function}))
-        try:
-            no_match = match(attempt, target)
-        except s_tir.ScheduleError as error:
-            no_match = NoMatch(f"ScheduleError: {str(error).strip().splitlines()[-1]}")
-        except ValueError as error:
-            no_match = NoMatch(f"its blocks or loops are not what the rule unpacks: {error}")
-        if no_match is None:
-            return attempt.mod["main"], Decision(name, rule, refused, target.name)
-        refused[rule] = no_match.reason
-    return function, Decision(name, None, refused, target.name)
+    rule, scheduled = first_match(function, RULES, target, refused) or (None, function)
+    return scheduled, Decision(name, rule, refused, target.name)
 
 
 def is_empty(function: tirx.PrimFunc) -> bool:

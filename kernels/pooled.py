@@ -8,18 +8,17 @@ neither written to memory nor read again.
 """
 
 from collections import Counter
-from collections.abc import Iterator
 
 import tvm
 from tvm import ir, relax, te, tirx
 
-POOL = "relax.nn.max_pool2d"
+from leakyforge.kernels.expressions import operator_name
+
+_POOL = "relax.nn.max_pool2d"
 # Behind them the pool is still the only reader of what the convolution gives.
 _EPILOGUE = ("relax.nn.leakyrelu", "relax.nn.relu", "relax.add")
 # Fewer channels fill no vector, and other algorithms than those that take a pool may be faster.
 _LEAST_CHANNELS = 8
-
-
 # Attribute of the functions of pools that are to be fused.
 _FUSED = "leakyforge.fused_pool"
 # relax.OpPatternKind.kElemWise: may be fused behind a convolution and its epilogue.
@@ -89,18 +88,18 @@ def find_pools(function: relax.Function) -> tuple[list[relax.Call], list[relax.C
     return convolutions, pools
 
 
-def _variables(expression: relax.Expr) -> Iterator[relax.Var]:
+def _variables(expression: relax.Expr) -> list[relax.Var]:
     """Variables that an expression reads, each time that it does."""
     found: list[relax.Var] = []
     relax.analysis.post_order_visit(
         expression, lambda each: found.append(each) if isinstance(each, relax.Var) else None
     )
-    return iter(found)
+    return found
 
 
 def _is_pool(value: relax.Expr) -> bool:
     """Whether a value is a maximum of 2x2 pixels at stride 2, channels last, of even sizes."""
-    if _operator(value) != POOL:
+    if operator_name(value) != _POOL:
         return False
     attributes, shape = value.attrs, value.args[0].ty.shape
     sizes = [int(size) for size in list(shape)[1:] if isinstance(size, tirx.IntImm)]
@@ -121,7 +120,7 @@ def _convolution(
     """The convolution that gives a pool's input; None where there is none, or others read it."""
     while isinstance(data, relax.Var) and reads[data] == 1 and data in values:
         value = values[data]
-        if _operator(value) == "relax.nn.conv2d":
+        if operator_name(value) == "relax.nn.conv2d":
             channels = int(value.ty.shape[3])
             takes_pool = (
                 str(value.attrs.data_layout) == "NHWC"
@@ -130,15 +129,10 @@ def _convolution(
                 and channels % _LEAST_CHANNELS == 0
             )
             return value if takes_pool else None
-        if _operator(value) not in _EPILOGUE:
+        if operator_name(value) not in _EPILOGUE:
             return None
         inputs = [each for each in value.args if not isinstance(each, tvm.ir.GenericConst)]
         if len(inputs) != 1:
             return None
         data = inputs[0]
     return None
-
-
-def _operator(value: relax.Expr) -> str:
-    """Name of the operator that is called, empty for anything else."""
-    return str(getattr(getattr(value, "op", None), "name", ""))

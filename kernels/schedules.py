@@ -1,10 +1,11 @@
 """Schedule rules for functions of any kind, and the steps that rules share."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, TypeVar
 
+import tvm
 import tvm_ffi
 from tvm import s_tir, tirx
 from tvm.s_tir.schedule import LoopRV, SBlockRV
@@ -12,6 +13,7 @@ from tvm.s_tir.schedule import LoopRV, SBlockRV
 from leakyforge.kernels.target import CpuTarget
 
 Config = TypeVar("Config")
+Limits = TypeVar("Limits")
 
 # Multiply-adds, or elements, below which waking the other threads costs more than it saves.
 PARALLEL_WORK = 1 << 16
@@ -26,6 +28,37 @@ class NoMatch:
     """A rule did not apply, and why."""
 
     reason: str
+
+
+def first_match(
+    function: tirx.PrimFunc,
+    rules: Mapping[str, Callable[[s_tir.Schedule, Limits], NoMatch | None]],
+    limits: Limits,
+    refused: dict[str, str],
+) -> tuple[str, tirx.PrimFunc] | None:
+    """Schedule a function by the first rule that fits.
+
+    Args:
+        function: not scheduled.
+        rules: in order; one that fits schedules what it is given and returns None.
+        limits: what rules are told of the target.
+        refused: takes the reason of each rule that does not apply.
+
+    Returns:
+        The rule and what it made of the function; None where none fits.
+    """
+    for rule, match in rules.items():
+        attempt = s_tir.Schedule(tvm.IRModule({"main": function}))
+        try:
+            no_match = match(attempt, limits)
+        except s_tir.ScheduleError as error:
+            no_match = NoMatch(f"ScheduleError: {str(error).strip().splitlines()[-1]}")
+        except ValueError as error:
+            no_match = NoMatch(f"its blocks or loops are not what the rule unpacks: {error}")
+        if no_match is None:
+            return rule, attempt.mod["main"]
+        refused[rule] = no_match.reason
+    return None
 
 
 def block_names(schedule: s_tir.Schedule) -> list[str]:
@@ -249,12 +282,10 @@ def match_pool(schedule: s_tir.Schedule, target: CpuTarget) -> NoMatch | None:
     4. Compute the last block on each vector, where there is one.
     5. Initialise before the reduction.
     """
-    root = schedule.get_sblock("root")
-    blocks = schedule.get_child_blocks(root)
-    reductions = [block for block in blocks if is_reduction(schedule, block)]
-    if len(reductions) != 1:
-        return NoMatch(f"it has {len(reductions)} reductions")
-    (block,) = reductions
+    block = only_reduction(schedule)
+    if isinstance(block, NoMatch):
+        return block
+    blocks = schedule.get_child_blocks(schedule.get_sblock("root"))
     if len(schedule.get(block).writes) != 1:
         return NoMatch("its reduction keeps several values")
     outputs = [other for other in blocks if not schedule.get_consumers(other)]
@@ -300,6 +331,15 @@ def match_pool(schedule: s_tir.Schedule, target: CpuTarget) -> NoMatch | None:
         _, lane = schedule.split(last, [None, lanes])
         schedule.vectorize(lane)
     return None
+
+
+def only_reduction(schedule: s_tir.Schedule) -> SBlockRV | NoMatch:
+    """The block that reduces an axis, where there is one."""
+    blocks = schedule.get_child_blocks(schedule.get_sblock("root"))
+    reductions = [block for block in blocks if is_reduction(schedule, block)]
+    if len(reductions) != 1:
+        return NoMatch(f"it has {len(reductions)} reductions")
+    return reductions[0]
 
 
 def is_reduction(schedule: s_tir.Schedule, block: SBlockRV) -> bool:

@@ -13,6 +13,8 @@ from typing import Any
 
 from tvm import ir, relax, te, tirx
 
+from leakyforge.kernels.expressions import operator_name
+
 Read = Callable[..., te.Tensor]
 
 # The axes of [n, k, y, x] in the order [n, y, x, k].
@@ -41,7 +43,7 @@ class Source:
 def find_source(builder: relax.BlockBuilder, data: relax.Expr) -> Source:
     """Look through the operators above a convolution's input, of static sizes but for the batch."""
     call: Any = builder.lookup_binding(data) if isinstance(data, relax.Var) else None
-    name = getattr(getattr(call, "op", None), "name", "")
+    name = operator_name(call)
     if name == "relax.concat" and int(call.attrs.axis) == 3:
         return _joined([find_source(builder, part) for part in _fields(builder, call.args[0])])
     if name == "relax.image.resize2d":

@@ -13,6 +13,7 @@ import tvm
 from tvm import relax, tirx
 
 from leakyforge.errors import CompileError
+from leakyforge.kernels.expressions import operator_name
 from leakyforge.kernels.gpu.target import GpuTarget
 from leakyforge.kernels.pipeline import plan_memory
 from leakyforge.runtime.plan import Launch, LaunchPlan, Sizes
@@ -211,7 +212,7 @@ def _read_launch(name: str, call: Any, buffers: dict[Any, int]) -> tuple[Launch,
 
 def _buffer_of(name: str, data: Any, buffers: dict[Any, int]) -> int:
     """The buffer whose data an expression is."""
-    if str(getattr(getattr(data, "op", None), "name", "")) == "tirx.buffer_data":
+    if operator_name(data) == "tirx.buffer_data":
         return buffers[data.args[0]]
     raise CompileError(f"{name}: argument {data} is no tensor; {_NO_SIZE}")
 

@@ -20,7 +20,7 @@ from tvm.s_tir.schedule import SBlockRV
 from leakyforge.kernels.schedules import (
     NoMatch,
     inline_consumers,
-    is_reduction,
+    only_reduction,
 )
 
 
@@ -69,11 +69,9 @@ class Product:
 
 def find_product(schedule: s_tir.Schedule) -> Product | NoMatch:
     """Bring the only reduction of a function into the form above, its epilogue in one block."""
-    blocks = schedule.get_child_blocks(schedule.get_sblock("root"))
-    sums = [block for block in blocks if is_reduction(schedule, block)]
-    if len(sums) != 1:
-        return NoMatch(f"it has {len(sums)} reductions")
-    (block,) = sums
+    block = only_reduction(schedule)
+    if isinstance(block, NoMatch):
+        return block
     statement = schedule.get(block)
     value = getattr(statement.body, "value", None)
     if not (isinstance(value, tirx.Add) and isinstance(value.b, tirx.Mul)):

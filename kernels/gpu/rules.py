@@ -15,7 +15,7 @@ from leakyforge.kernels.gpu.limits import DeviceLimits, device_limits
 from leakyforge.kernels.gpu.target import GpuTarget
 from leakyforge.kernels.gpu.windows import match_windows
 from leakyforge.kernels.pipeline import Decision, is_empty
-from leakyforge.kernels.schedules import NoMatch
+from leakyforge.kernels.schedules import NoMatch, first_match
 
 Rule = Callable[[s_tir.Schedule, DeviceLimits], NoMatch | None]
 
@@ -61,17 +61,9 @@ def _schedule_function(
     # Index arithmetic of fused loops would divide by a size of 0.
     rules = {} if is_empty(function) else RULES
     with target.tvm:
-        for rule, match in rules.items():
-            attempt = s_tir.Schedule(tvm.IRModule({"main": function}))
-            try:
-                no_match = match(attempt, limits)
-            except s_tir.ScheduleError as error:
-                no_match = NoMatch(f"ScheduleError: {str(error).strip().splitlines()[-1]}")
-            except ValueError as error:
-                no_match = NoMatch(f"its blocks or loops are not what the rule unpacks: {error}")
-            if no_match is None:
-                return attempt.mod["main"], Decision(name, rule, refused, target.name)
-            refused[rule] = no_match.reason
+        ours = first_match(function, rules, limits, refused)
+        if ours is not None:
+            return ours[1], Decision(name, ours[0], refused, target.name)
         for rule, dlight_rule in _DLIGHT.items():
             found = dlight_rule.apply(function, target.tvm, False)
             if found is None:

@@ -21,8 +21,8 @@ from leakyforge.kernels.schedules import (
     NoMatch,
     inline_consumers,
     inline_producers,
-    is_reduction,
     loop_extent,
+    only_reduction,
     total_work,
 )
 
@@ -35,11 +35,9 @@ def match_windows(schedule: s_tir.Schedule, limits: DeviceLimits) -> NoMatch | N
     3. Bind the loops over the outputs to work-groups and work items.
     4. Initialise before the window; compute the epilogue behind it.
     """
-    blocks = schedule.get_child_blocks(schedule.get_sblock("root"))
-    sums = [block for block in blocks if is_reduction(schedule, block)]
-    if len(sums) != 1:
-        return NoMatch(f"it has {len(sums)} reductions")
-    (block,) = sums
+    block = only_reduction(schedule)
+    if isinstance(block, NoMatch):
+        return block
     statement = schedule.get(block)
     if statement.init is None or len(statement.writes) != 1:
         return NoMatch("its reduction keeps several values, or none")
