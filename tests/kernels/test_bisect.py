@@ -23,8 +23,8 @@ from leakyforge.runtime.arrays import load_npz
 # ONNX values and operators of the classifier's layers that have weights, in order.
 LAYERS = {
     "leaky1": ["Conv", "LeakyRelu"],
-    "leaky2": ["Conv", "LeakyRelu"],
-    "leaky3": ["Conv", "LeakyRelu"],
+    "pool2": ["Conv", "LeakyRelu", "MaxPool"],
+    "pool3": ["Conv", "LeakyRelu", "MaxPool"],
     "logits": ["Gemm"],
 }
 
@@ -60,10 +60,10 @@ def test_a_wrong_weight_is_found_in_its_layer(planted, value):
 
 
 def test_the_reproducer_is_the_faulty_layer_alone(planted, tmp_path):
-    report = bisect(planted("leaky2"), output=tmp_path / "alone.onnx")
+    report = bisect(planted("pool2"), output=tmp_path / "alone.onnx")
     assert report.reproducer == str(tmp_path / "alone.onnx")
     model = onnx.load(report.reproducer)
-    assert [node.op_type for node in model.graph.node] == LAYERS["leaky2"]
+    assert [node.op_type for node in model.graph.node] == LAYERS["pool2"]
     inputs = load_npz(tmp_path / "alone.npz")
     assert {name: array.shape for name, array in inputs.items()} == {"leaky1": (1, 16, 8, 8)}
     # The compiler is right, so what it makes of the reproducer passes.
@@ -123,7 +123,7 @@ def test_the_stage_is_named(broken_stage, tmp_path):
     assert report.stage == broken_stage
     assert operators(report.fault) == ["Conv", "LeakyRelu"]
     wrong = {row.value for row in report.kernels if not row.passed}
-    assert wrong == {"leaky1", "leaky2", "leaky3"}
+    assert wrong == {"leaky1", "pool2", "pool3"}
     # The reproducer shows the same, alone.
     inputs = load_npz(tmp_path / "digits-fault.npz")
     assert not check(compile(report.reproducer), inputs=inputs)
@@ -173,13 +173,13 @@ def test_every_kernel_of_the_classifier_is_judged(digits):
 
 
 def test_command_line(planted, tmp_path, capsys):
-    path = planted("leaky3")
+    path = planted("pool3")
     with pytest.raises(SystemExit) as stopped:
         main(["check", str(path), "--bisect"])
     assert stopped.value.code == 1
     printed = capsys.readouterr().out
     assert "stage: artifact" in printed
-    assert "LeakyRelu leaky3, 1x4x4x32 -> 1x4x4x32" in printed
+    assert "MaxPool pool3, 1x4x4x32 -> 1x2x2x32" in printed
     assert printed.endswith("bisect: FAIL\n")
     assert (tmp_path / "planted-fault.onnx").is_file()
     assert (tmp_path / "planted-fault.npz").is_file()
