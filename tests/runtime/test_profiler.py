@@ -22,7 +22,7 @@ def test_rows_are_the_compiled_kernels_in_their_order(report, digits):
     assert [row.algorithm for row in report.kernels] == [
         kernel.algorithm for kernel in variant.kernels
     ]
-    assert {"direct", "pool", "elementwise"} <= {row.algorithm for row in report.kernels}
+    assert "elementwise" in {row.algorithm for row in report.kernels}
     outputs = [row.output for row in report.kernels if row.flops > 0]
     assert outputs == ["norm1", "norm2", "norm3", "logits"]
 
