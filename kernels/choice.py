@@ -36,6 +36,7 @@ class Choice:
         trials: all that could compute the layer, by their estimates.
         not_measured: why the estimates decided; empty where measurements did.
         refused: why others cannot compute the layer.
+        record: the tuning record that decided, in words; empty where none did.
     """
 
     layer: str
@@ -44,6 +45,7 @@ class Choice:
     trials: tuple[Trial, ...]
     not_measured: str
     refused: tuple[str, ...]
+    record: str = ""
 
     def note(self) -> dict[str, str]:
         """The attribute of the block."""
@@ -53,7 +55,8 @@ class Choice:
         """Why it was taken and the others were not, in words."""
         ours = self.trials[self.taken]
         others = [trial for trial in self.trials if trial is not ours]
-        parts = [] if ours.milliseconds is None else [f"{ours.milliseconds:.3f} ms measured"]
+        parts = [self.record] if self.record else []
+        parts += [] if ours.milliseconds is None else [f"{ours.milliseconds:.3f} ms measured"]
         parts += [_beside(trial, ours) for trial in others]
         if others and self.not_measured:
             parts.append(f"not measured: {self.not_measured}")

@@ -1,19 +1,26 @@
-"""Choosing the algorithm of a convolution: by measurement, or by the cost model.
+"""Choosing the algorithm of a convolution: by a tuning record, measurement, or the cost model.
 
-The cost model (docs/cost-model.md) orders the algorithms. Where code is compiled for this very
-machine and the layer is large enough for a wrong choice to matter, those whose estimate is near the
-best one are timed. The cost model's choice stays where it is within the noise of the fastest, so
-that two compilations agree.
+What a search found for a layer (`tuning`) is taken. Otherwise the cost model (docs/cost-model.md)
+orders the algorithms. Where code is compiled for this very machine and the layer is large enough
+for a wrong choice to matter, those whose estimate is near the best one are timed. The cost model's
+choice stays where it is within the noise of the fastest, so that two compilations agree.
 """
 
 import dataclasses
 import math
+from collections.abc import Callable
 
 from leakyforge.kernels.algorithms import Algorithm, algorithms
 from leakyforge.kernels.choice import Choice, Trial
 from leakyforge.kernels.conv2d import Conv2dShape
 from leakyforge.kernels.measure import NOISE, Layer, Stopwatch
 from leakyforge.kernels.target import CpuTarget
+from leakyforge.kernels.tuning.records import Winner
+from leakyforge.kernels.tuning.space import candidates
+from leakyforge.kernels.tuning.workload import config_to_json, workload_key
+
+# The winner of a workload, by its key.
+Lookup = Callable[[str], Winner | None]
 
 # FLOPs below which a layer takes about a tenth of a millisecond, whatever the algorithm.
 _WORTH_MEASURING = 1 << 25
@@ -29,6 +36,7 @@ def choose(
     target: CpuTarget,
     strict: bool,
     stopwatch: Stopwatch | str,
+    lookup: Lookup = lambda _workload: None,
 ) -> tuple[Algorithm, Choice]:
     """The algorithm for a convolution, and why.
 
@@ -39,10 +47,15 @@ def choose(
         target: the CPU.
         strict: keep to the sums of the definition.
         stopwatch: measures, or says why nothing is measured.
+        lookup: finds tuning records.
     """
     found, refused = algorithms(layer.shape, target, granule, strict=strict)
     least = found[0].cycles
     trials = [Trial(each.name, each.cycles / least) for each in found]
+    winner = lookup(workload_key(layer, granule, strict=strict))
+    # Records may come from anywhere: only sizes that a search could have tried are taken.
+    if winner is not None and (algorithm := _recorded(winner, layer, granule, target, strict)):
+        return algorithm, _tuned(words, winner, algorithm, refused)
     hopeful = [each for each in found if each.cycles <= _HOPELESS * least]
     not_measured = _not_measured(layer.shape, hopeful, stopwatch)
     taken = 0
@@ -58,6 +71,23 @@ def choose(
     algorithm = found[taken]
     choice = Choice(words, str(algorithm), taken, tuple(trials), not_measured, refused)
     return algorithm, choice
+
+
+def _recorded(
+    winner: Winner, layer: Layer, granule: int, target: CpuTarget, strict: bool
+) -> Algorithm | None:
+    """The algorithm of a record, None where our schedules do not take its sizes here."""
+    space = candidates(layer.shape, target, granule, strict=strict)
+    return next((each for each in space if config_to_json(each.config) == winner.config), None)
+
+
+def _tuned(words: str, winner: Winner, algorithm: Algorithm, refused: tuple[str, ...]) -> Choice:
+    """The note of a layer whose algorithm a search found."""
+    record = (
+        f"tuned on {winner.at[:10]}: {winner.ratio:.2f} x "
+        f"({winner.low:.2f} to {winner.high:.2f}) of the time of the rules' choice"
+    )
+    return Choice(words, str(algorithm), 0, (Trial(algorithm.name, 1.0),), "", refused, record)
 
 
 def _not_measured(shape: Conv2dShape, hopeful: list[Algorithm], stopwatch: Stopwatch | str) -> str:

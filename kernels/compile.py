@@ -38,6 +38,7 @@ from leakyforge.kernels.pipeline import (
     schedule,
 )
 from leakyforge.kernels.target import CpuTarget, parse_targets
+from leakyforge.kernels.tuning.records import Find, Winner, winners
 from leakyforge.onnx_graph import graph_inputs, input_range
 from leakyforge.opsets import OLDEST_OF_ONNXRUNTIME, at_least
 from leakyforge.pins import TVM_PINS
@@ -82,6 +83,8 @@ def compile(
     seed: int = 0,
     precision: str = "default",
     measure: bool = True,
+    tuned: bool = True,
+    records: Path | None = None,
     on_stage: Callable[[str], None] = lambda _stage: None,
     on_decision: Callable[[Decision], None] = lambda _decision: None,
     on_layer: Callable[[LayerReport], None] = lambda _report: None,
@@ -100,7 +103,9 @@ def compile(
         precision: `default` may compute by the algorithms of Winograd and Strassen, `strict` adds
             up the products of the definition only.
         measure: with the target `cpu`, choose the algorithms of large convolutions by measurement;
-            without, by the cost model, so that equal inputs give equal bytes.
+            without, by the cost model, so that equal inputs and records give equal bytes.
+        tuned: take what `tune` found for a layer, or what comes with the package.
+        records: the database of `tune`; the user's by default, if there is one.
         on_stage: called with a name out of `STAGES` when that stage begins; from "fuse" to "link"
             they come again for each variant.
         on_decision: called for every kernel with the rule that scheduled it.
@@ -115,6 +120,7 @@ def compile(
         TargetError: the target is unknown.
         MissingDependencyError: a CUDA target without nvcc.
         CompileError: the precision is unknown, or TVM fails on the graph.
+        TuningError: the records cannot be read.
         ParityError: the code differs from ONNX Runtime on the reference inputs.
         ArtifactError: the artifact cannot be written; a file of that name is left as it was.
     """
@@ -134,21 +140,17 @@ def compile(
     unmeasured = _unmeasured(target, measure)
     variants: list[Variant] = []
     members: dict[str, bytes] = {}
-    for each in targets:
-        if isinstance(each, GpuTarget):
-            variant, parts, module = _build_gpu(imported, each, on_stage, on_decision, on_layer)
-        else:
-            variant, parts, module = _build(
-                imported,
-                each,
-                precision == "strict",
-                unmeasured,
-                on_stage,
-                on_decision,
-                on_layer,
-            )
-        variants.append(variant)
-        members |= parts
+    with winners(records) if tuned else contextlib.nullcontext(_no_winner) as find:
+        for each in targets:
+            if isinstance(each, GpuTarget):
+                variant, parts, module = _build_gpu(imported, each, on_stage, on_decision, on_layer)
+            else:
+                variant, parts, module = _build(
+                    imported, each, precision == "strict", unmeasured, find, on_stage, on_decision,
+                    on_layer,
+                )  # fmt: skip
+            variants.append(variant)
+            members |= parts
     on_stage("reference")
     inputs, outputs = _input_specs(proto, module), _output_specs(folded, module)
     # Each holds the weights once more, and the reference needs as much again.
@@ -184,7 +186,7 @@ def compile_in_memory(source: onnx.ModelProto) -> Artifact:
     folded = fold(model.proto)
     imported = import_onnx(add_up_in_float32(folded))
     variant, members, module = _build(
-        imported, target, False, "not asked for", *(lambda _: None,) * 3
+        imported, target, False, "not asked for", _no_winner, *(lambda _: None,) * 3
     )
     manifest = _manifest(
         model,
@@ -198,6 +200,10 @@ def compile_in_memory(source: onnx.ModelProto) -> Artifact:
     return Artifact(
         Path(f"{model.name}{SUFFIX}"), manifest, variant, members[variant.library], weights, {}, {}
     )
+
+
+def _no_winner(_workload: str, _target: CpuTarget) -> None:
+    """Tuning records are not asked for."""
 
 
 def _manifest(
@@ -231,7 +237,11 @@ def _unmeasured(target: str, measure: bool) -> str | None:
 
 
 def _variant(
-    target: CpuTarget, library: bytes, weights: list[Array], kernels: tuple[Kernel, ...]
+    target: CpuTarget,
+    library: bytes,
+    weights: list[Array],
+    kernels: tuple[Kernel, ...],
+    tuning_records: tuple[str, ...],
 ) -> tuple[Variant, dict[str, bytes]]:
     """Description of a target's code, and the members that hold it."""
     specs, members = pack_weights(weights)
@@ -241,7 +251,7 @@ def _variant(
         features=tuple(sorted(target.features)),
         target=str(target.tvm),
         thread_hint=target.num_cores,
-        tuning_records=(),
+        tuning_records=tuning_records,
         library=name,
         library_size=len(library),
         weights=specs,
@@ -336,15 +346,24 @@ def _build(
     target: CpuTarget,
     strict: bool,
     unmeasured: str | None,
+    find: Find,
     on_stage: Callable[[str], None],
     on_decision: Callable[[Decision], None],
     on_layer: Callable[[LayerReport], None],
 ) -> tuple[Variant, dict[str, bytes], tvm.IRModule]:
     """The variant of a CPU, its members, and the module before lowering, for its types."""
+    used: list[str] = []
+
+    def lookup(workload: str) -> Winner | None:
+        winner = find(workload, target)
+        if winner is not None and workload not in used:
+            used.append(workload)
+        return winner
+
     with _tvm_errors(module):
         on_stage("fuse")
         fused = legalize_and_fuse(
-            choose_layout(module), target, strict=strict, unmeasured=unmeasured
+            choose_layout(module), target, strict=strict, unmeasured=unmeasured, lookup=lookup
         )
         on_stage("schedule")
         scheduled, decisions = schedule(fused, target)
@@ -361,7 +380,7 @@ def _build(
             path = Path(folder) / "library.so"
             export_library(executable, path, str(target.tvm.attrs["mtriple"]))
             library = path.read_bytes()
-    return *_variant(target, library, hoisted.weights, kernels), fused
+    return *_variant(target, library, hoisted.weights, kernels, tuple(used)), fused
 
 
 @contextlib.contextmanager

@@ -45,6 +45,8 @@ BLOCK = "leakyforge_conv2d"
 CONFIG = "leakyforge.conv2d"
 # And the products of the definition, for each step of the outermost axis of its loops.
 PRODUCTS = "leakyforge.products"
+# Vectors of output channels in a tile.
+_VECTORS = range(1, 7)
 # Bytes that stay in a core's first-level cache beside its input, and in its second level.
 _FIRST_LEVEL_BYTES, _SECOND_LEVEL_BYTES = 16 << 10, 512 << 10
 # Bytes that a core takes in a cycle from its second-level cache, and from a shared one.
@@ -166,24 +168,32 @@ def heuristic_config(
             they are larger than the input. They then want at least two vectors in a tile: with
             one, each load is a cache line from another place, at half the speed.
     """
+    streams = _weights_dominate(shape) if streams_weights is None else streams_weights
+
+    def order(config: Conv2dConfig) -> tuple[bool, float, int]:
+        cycles = estimated_cycles(shape, config, target)
+        return cuts_a_tile(shape, config), cycles, -config.accumulators
+
+    least = 2 if streams else 1
+    return min((c for c in direct_configs(shape, target) if c.vectors >= least), key=order)
+
+
+def direct_configs(shape: Conv2dShape, target: CpuTarget) -> list[Conv2dConfig]:
+    """Every tile that fits the registers, weights in the outer loop where they are the larger."""
     weights_outer = _weights_dominate(shape)
-    streams = weights_outer if streams_weights is None else streams_weights
-    best: tuple[tuple[bool, float, int], Conv2dConfig] | None = None
+    found = []
     # One register for weights per vector, others for the broadcast input.
     for lanes in target.lane_choices(shape.itemsize):
-        for vectors in (2, 3, 4, 5, 6) if streams else (1, 2, 3, 4, 5, 6):
+        for vectors in _VECTORS:
             budget = target.vector_registers - vectors - target.load_registers
-            for rows, columns in _pixel_tiles(shape, budget // vectors):
-                config = Conv2dConfig(rows, columns, vectors, lanes, budget, weights_outer)
-                score = estimated_cycles(shape, config, target)
-                key = (_cuts_a_tile(shape, config), score, -config.accumulators)
-                if best is None or key < best[0]:
-                    best = key, config
-    assert best is not None
-    return best[1]
+            found += [
+                Conv2dConfig(rows, columns, vectors, lanes, budget, weights_outer)
+                for rows, columns in _pixel_tiles(shape, budget // vectors)
+            ]
+    return found
 
 
-def _cuts_a_tile(shape: Conv2dShape, config: Conv2dConfig) -> bool:
+def cuts_a_tile(shape: Conv2dShape, config: Conv2dConfig) -> bool:
     """Whether the last of several channel tiles is cut: its guard makes all epilogues scalar."""
     return shape.out_channels > config.channels and shape.out_channels % config.channels != 0
 

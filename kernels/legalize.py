@@ -14,7 +14,6 @@ from tvm.relax.expr_functor import PyExprMutator, mutator
 from leakyforge.kernels import words
 from leakyforge.kernels.algorithms import Algorithm, Definition, algorithms, prefers_products
 from leakyforge.kernels.choice import Choice, Trial
-from leakyforge.kernels.choose import choose
 from leakyforge.kernels.conv2d import Conv2dShape, pointwise_shape
 from leakyforge.kernels.conv_transpose import (
     TransposedShape,
@@ -25,7 +24,7 @@ from leakyforge.kernels.conv_transpose import (
 )
 from leakyforge.kernels.expressions import operator_name
 from leakyforge.kernels.importer import LAYER_NAMES, LAYERS
-from leakyforge.kernels.measure import Layer, Stopwatch
+from leakyforge.kernels.measure import Layer
 from leakyforge.kernels.pooled import find_pools, lower_pool
 from leakyforge.kernels.schedules import NoMatch
 from leakyforge.kernels.sources import Source, find_source
@@ -348,23 +347,25 @@ def lower_constant_weights(
     target: CpuTarget,
     *,
     strict: bool,
-    unmeasured: str | None,
+    chooser: Callable[[int], Choose],
 ) -> tvm.IRModule:
     """Lower convolutions and products with constant weights, together with what they read.
 
     This comes before TVM lowers the rest: concatenations and resizes are recognised as such.
+
+    Args:
+        module: imported, in our layouts.
+        target: the CPU.
+        strict: keep to the sums of the definition.
+        chooser: gives what chooses the algorithms, for the bytes that the model touches between two
+            runs of one of its layers.
     """
     names = [str(name) for name in (module["main"].attrs or {}).get(LAYER_NAMES, ())]
     module["main"] = module["main"].without_attr(LAYER_NAMES)
     calls = _calls(module, LAYERS)
     # Their weights and results: what the model touches between two runs of one of them.
     touched = sum(_bytes(kind) for call in calls for kind in (call.ty, call.args[1].ty))
-    choose_algorithm = functools.partial(
-        choose,
-        target=target,
-        strict=strict,
-        stopwatch=Stopwatch(target, touched) if unmeasured is None else unmeasured,
-    )
+    choose_algorithm = chooser(touched)
     convolution = legalize_conv2d(target, choose_algorithm)
     transposed = legalize_conv_transpose(target, choose_algorithm, strict=strict)
     lower = {

@@ -8,16 +8,19 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import tvm
 from tvm import relax
 
 from leakyforge.errors import CompileError
 
 
-def export_library(executable: relax.VMExecutable, path: Path, triple: str) -> None:
-    """Write the executable's code as an ELF shared library.
+def export_library(
+    executable: relax.VMExecutable | tvm.runtime.Module, path: Path, triple: str
+) -> None:
+    """Write compiled code as an ELF shared library.
 
     Args:
-        executable: what `relax.build` gave.
+        executable: what `relax.build` or `tvm.compile` gave.
         path: the library's.
         triple: LLVM's description of the machine that it is for, such as aarch64-linux-gnu.
 

@@ -15,10 +15,11 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import tvm
-from tvm import s_tir, te
+from tvm import s_tir, te, tirx
 
 from leakyforge.kernels.algorithms import Algorithm
 from leakyforge.kernels.conv2d import Conv2dShape
@@ -94,11 +95,8 @@ def _time(
 ) -> list[float] | None:
     """The least seconds of each algorithm."""
     set_threads(target.num_cores)
-    dtype = f"float{8 * layer.shape.itemsize}"
-    inputs = [_random(shape, dtype) for shape in layer.inputs]
-    before = [_copy_onto(tensor, target) for tensor in inputs]
-    if between:
-        before.insert(0, _copy_onto(_random((between // 8,), "float32"), target))
+    inputs, writes = written_inputs(layer, target)
+    before = [*other_layers(between, target), *writes]
     runs: dict[int, Run] = {}
     for index, each in enumerate(candidates):
         try:
@@ -112,11 +110,11 @@ def _time(
         if time.perf_counter() > deadline:
             return _paired(turns, len(candidates))
         for index, run in runs.items():
-            turns[index].append(_turn(run, before))
+            turns[index].append(turn(run, before))
     return [min(turns[index]) if index in runs else math.inf for index in range(len(candidates))]
 
 
-def _turn(run: Run, before: Sequence[Run]) -> float:
+def turn(run: Run, before: Sequence[Run]) -> float:
     """The least seconds of the runs of one turn that count."""
     times = []
     for _ in range(_TURN):
@@ -157,23 +155,58 @@ def _paired(turns: Mapping[int, Sequence[float]], count: int) -> list[float] | N
     return [seconds * medians.get(index, math.inf) for index in range(count)]
 
 
-def _build(
-    layer: Layer, algorithm: Algorithm, target: CpuTarget, inputs: Sequence[tvm.runtime.Tensor]
-) -> Run:
-    """One kernel, bound to inputs, random weights and an output."""
-    dtype = str(inputs[0].dtype)
+def define_kernel(layer: Layer, algorithm: Algorithm) -> tirx.PrimFunc:
+    """One layer alone, before it is scheduled: a function of inputs, packed weights, an output."""
+    dtype = f"float{8 * layer.shape.itemsize}"
     data = [te.placeholder(shape, dtype) for shape in layer.inputs]
     packed = te.placeholder(algorithm.packed_shape(layer.shape), dtype)
     define = algorithm.define(layer.shape, {}, copies=layer.copies)
     output = define(layer.read(*data), packed)
     if layer.shape.pooled:
         output = max_pool(output)
-    schedule = s_tir.Schedule(te.create_prim_func([*data, packed, output]))
+    return te.create_prim_func([*data, packed, output])
+
+
+def build_kernel(layer: Layer, algorithm: Algorithm, target: CpuTarget) -> tvm.runtime.Module:
+    """The kernel of one layer alone, `main`.
+
+    Raises:
+        s_tir.ScheduleError: the schedule does not take these sizes.
+    """
+    schedule = s_tir.Schedule(define_kernel(layer, algorithm))
     algorithm.schedule(schedule)
-    kernel = tvm.compile(schedule.mod, target=target.tvm, tir_pipeline=PIPELINE)["main"]
-    weights = _random([int(size) for size in packed.shape], dtype)
-    result = _random([int(size) for size in output.shape], dtype)
+    return tvm.compile(schedule.mod, target=target.tvm, tir_pipeline=PIPELINE)
+
+
+def output_shape(layer: Layer) -> tuple[int, ...]:
+    """Sizes of what a layer's kernel writes."""
+    shape, step = layer.shape, 2 if layer.shape.pooled else 1
+    rows, columns = shape.out_height // step, shape.out_width // step
+    return (layer.inputs[0][0], rows, columns, shape.out_channels)
+
+
+def _build(
+    layer: Layer, algorithm: Algorithm, target: CpuTarget, inputs: Sequence[tvm.runtime.Tensor]
+) -> Run:
+    """One kernel, bound to inputs, random weights and an output."""
+    kernel = build_kernel(layer, algorithm, target)["main"]
+    dtype = str(inputs[0].dtype)
+    weights = random_tensor(algorithm.packed_shape(layer.shape), dtype)
+    result = random_tensor(output_shape(layer), dtype)
     return lambda: kernel(*inputs, weights, result)
+
+
+def written_inputs(layer: Layer, target: CpuTarget) -> tuple[list[Any], list[Run]]:
+    """Inputs of a layer, and what writes them, as the layer before it does."""
+    dtype = f"float{8 * layer.shape.itemsize}"
+    inputs = [random_tensor(shape, dtype) for shape in layer.inputs]
+    return inputs, [_copy_onto(tensor, target) for tensor in inputs]
+
+
+def other_layers(between: int, target: CpuTarget) -> list[Run]:
+    """What touches as many bytes as the model's other layers, between two runs of one of them."""
+    elements = min(between, _MOST_BETWEEN) // 8
+    return [_copy_onto(random_tensor((elements,), "float32"), target)] if elements else []
 
 
 def _copy_onto(tensor: tvm.runtime.Tensor, target: CpuTarget) -> Run:
@@ -188,7 +221,7 @@ def _copy_onto(tensor: tvm.runtime.Tensor, target: CpuTarget) -> Run:
     return lambda: kernel(other, tensor)
 
 
-def _random(shape: Sequence[int], dtype: str) -> tvm.runtime.Tensor:
+def random_tensor(shape: Sequence[int], dtype: str) -> tvm.runtime.Tensor:
     """Numbers in [-0.5, 0.5): no zeros or denormals in quantity, which could take other time."""
     values = np.random.default_rng(0).random(shape, np.dtype(dtype).type)
     return tvm.runtime.tensor(values - np.dtype(dtype).type(0.5))

@@ -1,5 +1,6 @@
 """The order of the passes, from an imported model to a module that the VM can run."""
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -7,6 +8,7 @@ import tvm
 import tvm_ffi
 from tvm import relax, s_tir, tirx
 
+from leakyforge.kernels.choose import Lookup, choose
 from leakyforge.kernels.conv2d import match_conv2d
 from leakyforge.kernels.conv2d_dot import match_conv2d_dot
 from leakyforge.kernels.depthwise import match_depthwise
@@ -14,10 +16,12 @@ from leakyforge.kernels.expressions import operator_name, substitute
 from leakyforge.kernels.grouped import match_grouped
 from leakyforge.kernels.leaky_relu import legalize_leaky_relu
 from leakyforge.kernels.legalize import (
+    Choose,
     lower_constant_weights,
     takes_transposed,
 )
 from leakyforge.kernels.log_softmax import legalize_log_softmax
+from leakyforge.kernels.measure import Stopwatch
 from leakyforge.kernels.pooled import MarkPools
 from leakyforge.kernels.reduction import match_reduction
 from leakyforge.kernels.schedules import NoMatch, first_match, match_elementwise, match_pool
@@ -112,15 +116,22 @@ def legalize_and_fuse(
     *,
     strict: bool = False,
     unmeasured: str | None = "not asked for",
+    lookup: Lookup = lambda _workload: None,
 ) -> tvm.IRModule:
     """Lower operators to TensorIR and fuse convolution or product, bias and LeakyRelu.
 
     `strict` keeps to the sums of the definition; `unmeasured` says why algorithms are chosen by
-    the cost model, None where they are measured.
+    the cost model, None where they are measured; `lookup` finds tuning records.
     """
-    return fuse(
-        lower_constant_weights(module, target, strict=strict, unmeasured=unmeasured), target.tvm
-    )
+
+    def chooser(touched: int) -> Choose:
+        stopwatch = Stopwatch(target, touched) if unmeasured is None else unmeasured
+        return functools.partial(
+            choose, target=target, strict=strict, stopwatch=stopwatch, lookup=lookup
+        )
+
+    lowered = lower_constant_weights(module, target, strict=strict, chooser=chooser)
+    return fuse(lowered, target.tvm)
 
 
 def fuse(module: tvm.IRModule, target: tvm.target.Target) -> tvm.IRModule:

@@ -138,14 +138,15 @@ def winograd1d_config(
     narrowest = target.lane_choices(shape.itemsize)[-1]
     if granule % narrowest or shape.out_channels % narrowest:
         return NoMatch(f"Winograd takes channels in multiples of {narrowest}")
-    configs = _configs(shape, target, axis, granule)
+    configs = winograd1d_configs(shape, target, granule)
     return min(configs, key=lambda config: winograd1d_cycles(shape, target, config))
 
 
-def _configs(
-    shape: Conv2dShape, target: CpuTarget, axis: int, granule: int
+def winograd1d_configs(
+    shape: Conv2dShape, target: CpuTarget, granule: int
 ) -> list[Winograd1dConfig]:
-    """Sizes to choose from, the largest blocks first."""
+    """Sizes to choose from for a convolution that `winograd1d_config` takes."""
+    axis = 0 if shape.kernel[1] == 1 else 1
     taps = max(shape.kernel)
     outputs, kernel = _WHOLE.get(taps, (_PART, _PART))
     lanes = widest_lanes(shape.out_channels, target, shape.itemsize)

@@ -27,11 +27,14 @@ from leakyforge.options import (
     json_option,
     onnx_option,
     shape_option,
+    show,
     target_option,
     threads_option,
     variant_option,
     variants_option,
 )
+from leakyforge.tune_cli import records as records_command
+from leakyforge.tune_cli import records_option, tune
 
 _FAILED, _USAGE, _BUG = 1, 2, 3
 
@@ -150,6 +153,9 @@ def export(
 @click.option("--measure/--no-measure", default=True, show_default=True,
               help="With --target cpu, time the algorithms of large layers; without, equal inputs "
               "give equal bytes.")  # fmt: skip
+@click.option("--tuned/--no-tuned", default=True, show_default=True,
+              help="Take what `tune` found for a layer.")  # fmt: skip
+@records_option
 @click.option("--explain", is_flag=True, help="Show each layer's algorithm, and why it was taken.")
 @common_options
 def compile_command(
@@ -159,6 +165,8 @@ def compile_command(
     shapes: tuple[tuple[str, tuple[int, ...]], ...],
     precision: str,
     measure: bool,
+    tuned: bool,
+    records: Path | None,
     explain: bool,
     quiet: bool,
 ) -> None:
@@ -171,10 +179,17 @@ def compile_command(
     from leakyforge.render import print_layers
 
     layers: list[Any] = []
-    path = _compile(model, output, target, dict(shapes), quiet, precision, measure, layers.append)
+    path = _compile(
+        model, output, target, dict(shapes), quiet, precision=precision, measure=measure,
+        tuned=tuned, records=records, on_layer=layers.append,
+    )  # fmt: skip
     if explain:
         print_layers(layers)
     _say(quiet, f"wrote {path}")
+
+
+cli.add_command(tune)
+cli.add_command(records_command, "records")
 
 
 @cli.command()
@@ -246,7 +261,7 @@ def check(
             float64=float64,
             family=family,
         )
-    _show(report, print_parity, as_json, quiet)
+    show(report, print_parity, as_json, quiet)
     _exit_with(report)
 
 
@@ -269,7 +284,7 @@ def verify(
     from leakyforge.runtime import verify as verify_artifact
 
     report = verify_artifact(artifact, variant, device)
-    _show(report, print_parity, as_json, quiet)
+    show(report, print_parity, as_json, quiet)
     _exit_with(report)
 
 
@@ -375,14 +390,14 @@ def bench(
                     artifact, onnx, threads=threads, seconds=seconds, names=names,
                     compile_seconds=compile_seconds,
                 )  # fmt: skip
-                _show(beside, print_peers, as_json, quiet)
+                show(beside, print_peers, as_json, quiet)
                 return
             if profiles:
                 calls = profile(artifact, threads=threads, seconds=seconds, variant=variant)
-                _show(calls, print_profile, as_json, quiet)
+                show(calls, print_profile, as_json, quiet)
                 return
             report = run_bench(artifact, onnx, threads=threads, seconds=seconds, variant=variant)
-    _show(report, print_bench, as_json, quiet)
+    show(report, print_bench, as_json, quiet)
 
 
 @cli.command()
@@ -407,10 +422,10 @@ def inspect(file: Path, gpu: str | None, as_json: bool, quiet: bool) -> None:
         from leakyforge.runtime.roofline import roofline
 
         report = roofline(read_manifest(file, whole=True), gpu)
-        _show(report, render.print_roofline, as_json, quiet)
+        show(report, render.print_roofline, as_json, quiet)
     elif is_artifact(file):
         manifest = read_manifest(file, whole=True)
-        _show(manifest, lambda value: render.print_manifest(str(file), value), as_json, quiet)
+        show(manifest, lambda value: render.print_manifest(str(file), value), as_json, quiet)
     else:
         import dataclasses
 
@@ -419,7 +434,7 @@ def inspect(file: Path, gpu: str | None, as_json: bool, quiet: bool) -> None:
 
         summary = inspect_onnx(file)
         summary = dataclasses.replace(summary, unsupported=unsupported_operators(summary.operators))
-        _show(summary, render.print_onnx, as_json, quiet)
+        show(summary, render.print_onnx, as_json, quiet)
 
 
 @cli.command()
@@ -521,7 +536,7 @@ def _bisect(
     title = f"bisect {artifact.name}"
     with _native_stderr_hidden() as stream, _status(title, quiet, stream):
         report = bisect(artifact, onnx, inputs=feeds, seed=seed, variant=variant, output=reproducer)
-    _show(report, print_bisect, as_json, quiet)
+    show(report, print_bisect, as_json, quiet)
     _exit_with(report)
 
 
@@ -531,9 +546,7 @@ def _compile(
     target: str,
     shapes: dict[str, tuple[int, ...]],
     quiet: bool,
-    precision: str = "default",
-    measure: bool = True,
-    on_layer: Callable[[Any], None] = lambda _report: None,
+    **options: Any,
 ) -> Path:
     """Compile with a progress bar on standard error."""
     from leakyforge.kernels import STAGES
@@ -545,10 +558,8 @@ def _compile(
             target,
             output=output,
             shapes=shapes,
-            precision=precision,
-            measure=measure,
             on_stage=on_stage,
-            on_layer=on_layer,
+            **options,
         )
 
 
@@ -618,14 +629,6 @@ def _number(text: str) -> int | float | str:
 def _say(quiet: bool, text: str) -> None:
     if not quiet:
         click.echo(text)
-
-
-def _show(report: Any, table: Callable[[Any], None], as_json: bool, quiet: bool) -> None:
-    """Print a report as JSON, as a table, or not at all."""
-    if as_json:
-        click.echo(json.dumps(report.to_dict(), indent=1))
-    elif not quiet:
-        table(report)
 
 
 def _exit_with(passed: Any) -> None:

@@ -58,6 +58,10 @@ class DeviceError(LeakyforgeError):
     """There is no device of the kind that is needed, or what is to run does not fit on it."""
 
 
+class TuningError(LeakyforgeError):
+    """A search cannot go on, or tuning records cannot be read or written."""
+
+
 class EngineError(LeakyforgeError):
     """Another engine cannot be had, does not run the model, or its process ended."""
 

@@ -1,5 +1,6 @@
 """Option types and decorators that several commands share."""
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -87,3 +88,11 @@ shape_option = click.option(
     multiple=True,
     help="Size of an input whose dimensions are symbolic; may be repeated.",
 )
+
+
+def show(report: Any, table: Callable[[Any], None], as_json: bool, quiet: bool) -> None:
+    """Print a report as JSON, as a table, or not at all."""
+    if as_json:
+        click.echo(json.dumps(report.to_dict(), indent=1))
+    elif not quiet:
+        table(report)

@@ -41,7 +41,7 @@ def stdout() -> Console:
     return Console(width=width, highlight=False, markup=False, emoji=False)
 
 
-def _table(title: str, *columns: str, numbers: Iterable[int] = ()) -> Table:
+def new_table(title: str, *columns: str, numbers: Iterable[int] = ()) -> Table:
     """An empty table; `numbers` are the columns to align to the right."""
     table = Table(title=title, title_justify="left", title_style="bold")
     right = set(numbers)
@@ -52,7 +52,7 @@ def _table(title: str, *columns: str, numbers: Iterable[int] = ()) -> Table:
 
 def print_zoo(models: "Mapping[str, ZooModel]") -> None:
     """The models that can be exported by name, with their options and defaults."""
-    table = _table("Zoo", "name", "model", "options (--set)")
+    table = new_table("Zoo", "name", "model", "options (--set)")
     for name, model in models.items():
         options = (
             f"{each.name}={each.default}"
@@ -96,7 +96,7 @@ def print_parity(report: "ParityReport") -> None:
 
 def _acceptance_table(report: "ParityReport") -> Table:
     """What the differences do to boxes, pictures, sound or classes."""
-    table = _table(
+    table = new_table(
         "Acceptance", "measure", "variant", "reference", "value", "bound", "from", "result",
         numbers=(3,),
     )  # fmt: skip
@@ -117,7 +117,7 @@ def _parity_table(report: "ParityReport", variant: str) -> Table:
     """The rows of one variant."""
     inputs = "1 input" if report.samples == 1 else f"{report.samples} inputs"
     seed = "" if report.seed is None else f", seed {report.seed}"
-    table = _table(
+    table = new_table(
         f"Parity of {report.artifact}, variant {variant} ({inputs}{seed})",
         "output", "reference", "max abs", "max rel", "ULP", "cosine", "SNR dB", "tolerance",
         "from", "result",
@@ -143,7 +143,7 @@ def _parity_table(report: "ParityReport", variant: str) -> Table:
 
 def print_bisect(report: "BisectReport") -> None:
     """A row for each kernel, the worst first, then what is at fault."""
-    table = _table(
+    table = new_table(
         f"Kernels of {report.artifact}, variant {report.variant}, each on exact inputs",
         "ONNX value", "kernel", "algorithm", "input -> output", "max abs", "tolerance", "used",
         "against", "result",
@@ -195,7 +195,7 @@ def print_peers(report: "PeersReport") -> None:
     compiled = (
         "" if report.compile_seconds is None else f", compiled in {report.compile_seconds:.1f} s"
     )
-    table = _table(
+    table = new_table(
         f"{report.model}: {report.threads} threads on {report.cpu}, "
         f"{report.flops / 1e9:.3g} GFLOP, peak {report.peak_gflops:.0f} GFLOP/s{compiled}",
         "engine", "median ms", "p10", "p90", "speed against it", "error", "roofline", "memory MB",
@@ -227,7 +227,7 @@ def peer_cells(row: "PeerResult") -> list[str]:
 
 def print_profile(report: "ProfileReport") -> None:
     """A row for each call of a kernel, then all of them, and what is between them."""
-    table = _table(
+    table = new_table(
         f"{report.model}, variant {report.variant}: {report.threads} threads on {report.cpu}, "
         f"{report.runs} runs, peak {report.peak_gflops:.0f} GFLOP/s, "
         f"copy {report.copy_gb_per_second:.0f} GB/s",
@@ -272,7 +272,7 @@ def print_profile(report: "ProfileReport") -> None:
 def print_bench(report: "BenchReport") -> None:
     """Latency, then start time and memory, beside the other engines."""
     inputs = ", ".join(f"{name} {shape}" for name, shape in report.inputs.items())
-    table = _table(
+    table = new_table(
         f"Latency of {report.model}, variant {report.variant}, {inputs}: "
         f"{report.threads} threads on {report.cpu}, {report.calls} calls in turns",
         "engine", "median ms", "p10", "p90", "speed against it",
@@ -290,7 +290,7 @@ def print_bench(report: "BenchReport") -> None:
     console.print(table)
     if not report.startups:
         return
-    table = _table(
+    table = new_table(
         "Start in a fresh process, medians of 3",
         "engine", "import ms", "session ms", "first run ms", "memory MB",
         numbers=range(1, 5),
@@ -308,7 +308,9 @@ def print_bench(report: "BenchReport") -> None:
 
 def print_outputs(outputs: Mapping[str, "npt.NDArray[np.generic]"]) -> None:
     """Shape, dtype and extent of each output."""
-    table = _table("Outputs", "name", "dtype", "shape", "min", "max", "mean", numbers=range(3, 6))
+    table = new_table(
+        "Outputs", "name", "dtype", "shape", "min", "max", "mean", numbers=range(3, 6)
+    )
     for name, array in outputs.items():
         values = array.astype("float64")
         extent = (values.min(), values.max(), values.mean()) if values.size else ()
@@ -319,7 +321,7 @@ def print_outputs(outputs: Mapping[str, "npt.NDArray[np.generic]"]) -> None:
 
 def print_manifest(path: str, manifest: "Manifest") -> None:
     """What an artifact says of itself."""
-    table = _table(f"Artifact {path}", "field", "value")
+    table = new_table(f"Artifact {path}", "field", "value")
     for spec in manifest.inputs:
         table.add_row("input", f"{spec.name}: {spec.dtype} {'x'.join(map(str, spec.shape))}")
     for spec in manifest.outputs:
@@ -346,7 +348,7 @@ def print_manifest(path: str, manifest: "Manifest") -> None:
 
 def _resources_table(variant: "Variant") -> Table:
     """What each CUDA kernel takes of a multiprocessor, once for all of its calls."""
-    table = _table(
+    table = new_table(
         f"Kernels for {variant.name}: registers and bytes by ptxas, of a thread or a block; "
         "threads on a multiprocessor computed from them",
         "kernel", "calls", "block", "registers", "spilled, reloaded", "stack", "shared",
@@ -377,7 +379,7 @@ def _resources_table(variant: "Variant") -> Table:
 def print_roofline(report: "RooflineReport") -> None:
     """The least time of each kernel on a GPU, and where the figures are from."""
     gpu = report.gpu
-    table = _table(
+    table = new_table(
         f"Roofline of {report.model}, variant {report.variant}, on {gpu.name}: "
         f"{gpu.flops_per_second / 1e12:g} TFLOP/s in float32, "
         f"{gpu.bytes_per_second / 1e9:g} GB/s ({gpu.source})",
@@ -420,7 +422,7 @@ def _parity_text(record: "ParityRecord") -> str:
 
 def print_onnx(summary: "OnnxSummary") -> None:
     """What is inside an ONNX file."""
-    table = _table(f"ONNX file {summary.path}", "field", "value")
+    table = new_table(f"ONNX file {summary.path}", "field", "value")
     for name, text in summary.inputs.items():
         table.add_row("input", f"{name}: {text}")
     for name, text in summary.outputs.items():
@@ -449,7 +451,7 @@ def print_onnx(summary: "OnnxSummary") -> None:
 def print_layers(layers: Iterable["LayerReport"]) -> None:
     """Each layer, its algorithm, and why the others were not taken; a table per target."""
     for target, group in itertools.groupby(layers, lambda layer: layer.target):
-        table = _table(
+        table = new_table(
             f"Layers for {target}",
             "output", "layer", "kernel (rule)", "algorithm", "fused", "why not others",
         )  # fmt: skip
@@ -467,7 +469,7 @@ def print_layers(layers: Iterable["LayerReport"]) -> None:
 
 def print_findings(findings: Iterable["Finding"]) -> None:
     """What the doctor found."""
-    table = _table("leakyforge doctor", "", "what", "found", "to do")
+    table = new_table("leakyforge doctor", "", "what", "found", "to do")
     for finding in findings:
         table.add_row("ok" if finding.ok else "!!", finding.name, finding.found, finding.advice)
     stdout().print(table)

@@ -4,8 +4,8 @@ import math
 import statistics
 from collections.abc import Iterable, Sequence
 
+from leakyforge.intervals import Estimate, estimate, paired, regression_slope
 from leakyforge.study import Arm, Study, is_relu
-from leakyforge.study_statistics import Estimate, estimate, paired, regression_slope
 
 # Ten classes: a network at or below twice the accuracy of guessing has learnt nothing.
 _LEARNT = 0.2

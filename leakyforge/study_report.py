@@ -3,6 +3,7 @@
 import statistics
 from collections.abc import Iterator
 
+from leakyforge.intervals import CONFIDENCE
 from leakyforge.study import Study, is_relu
 from leakyforge.study_conclusions import (
     conclusions,
@@ -12,7 +13,6 @@ from leakyforge.study_conclusions import (
     names,
     points,
 )
-from leakyforge.study_statistics import CONFIDENCE
 
 
 def markdown(study: Study) -> str:

@@ -18,7 +18,7 @@ from leakyforge.runtime.tvm_runtime import tvm_ffi
 _OPTIONAL = {
     "torch": ("exporting torch modules", "pip install 'leakyforge[torch]'"),
     "openvino": ("a peer in bench", "pip install 'leakyforge[peers]'"),
-    "xgboost": ("tuning", "pip install 'leakyforge[tune]'"),
+    "pebble": ("tuning", "pip install 'leakyforge[tune]'"),
 }
 _REQUIRED = ("onnx", "onnxscript", "onnxruntime", "ziglang")
 

@@ -10,13 +10,13 @@ import pytest
 
 from leakyforge import cli
 from leakyforge.errors import ExportError, InputError, MissingDependencyError, ParityError
+from leakyforge.intervals import estimate, paired, regression_slope, student_quantile
 from leakyforge.models.activations import ACTIVATIONS, LEAKY_RELUS, RELU
 from leakyforge.models.study_network import StudyNetwork
 from leakyforge.study import Arm, Run, Study, run_study, stages
 from leakyforge.study_conclusions import conclusions, difference, noise, slope_effect
 from leakyforge.study_files import FIGURE, NUMBERS, REPORT, check_folder, write_study
 from leakyforge.study_report import markdown
-from leakyforge.study_statistics import estimate, paired, regression_slope, student_quantile
 
 SMALL = {"epochs": 2, "activations": (RELU, LEAKY_RELUS[1]), "depths": (1,), "latency_seconds": 0.1}
 

@@ -1,4 +1,4 @@
-"""Means over seeds with Student's confidence intervals, for the study of activations.
+"""Means with Student's confidence intervals.
 
 Source: Student, "The Probable Error of a Mean", Biometrika 6, 1908.
 """

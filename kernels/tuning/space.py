@@ -1,0 +1,101 @@
+"""The search space: sizes with which our schedules can compute a layer, with their estimates.
+
+The rules take one register tile for each algorithm, by the cost model (`algorithms.py`). Here is
+every tile that fits the registers:
+
+    direct      rows x columns x vectors, weights or pixels in the outer loop
+    F(m, r)     the product's tile, and how many tiles a block holds
+    dot         columns of a tile
+    1-D         all sizes that `winograd1d` chooses from
+
+A size that would be cut at the layer's edge is left out where its schedule is then scalar code.
+"""
+
+import itertools
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+
+from leakyforge.kernels.algorithms import Algorithm, algorithms
+from leakyforge.kernels.conv2d import (
+    Conv2dConfig,
+    Conv2dShape,
+    cuts_a_tile,
+    direct_configs,
+    direct_cycles,
+    whole,
+)
+from leakyforge.kernels.conv2d_dot import DotConfig, dot_cycles
+from leakyforge.kernels.target import CpuTarget
+from leakyforge.kernels.winograd import WinogradConfig, tile_shape, winograd_cycles
+from leakyforge.kernels.winograd1d import Winograd1dConfig, winograd1d_configs, winograd1d_cycles
+
+# Tiles in a block.
+_BLOCK_TILES = (0, 2, 4, 8, 16, 32)
+
+
+def candidates(
+    shape: Conv2dShape, target: CpuTarget, granule: int, *, strict: bool
+) -> list[Algorithm]:
+    """What can compute a layer, the least estimate first; the rules' algorithms are among them.
+
+    Args:
+        shape: the convolution.
+        target: the CPU.
+        granule: input channels that lie together in memory.
+        strict: keep to the sums of the definition.
+    """
+    rules, _ = algorithms(shape, target, granule, strict=strict)
+    found = {each.config: each for each in rules}
+    for rule in rules:
+        for each in _around(rule, shape, target, granule):
+            found.setdefault(each.config, each)
+    return sorted(found.values(), key=lambda each: each.cycles)
+
+
+def _around(
+    rule: Algorithm, shape: Conv2dShape, target: CpuTarget, granule: int
+) -> Iterator[Algorithm]:
+    """The algorithm with other sizes; depthwise and grouped convolutions have no others."""
+    if isinstance(rule.config, Conv2dConfig):
+        for config, outer in itertools.product(direct_configs(shape, target), (False, True)):
+            each = replace(config, weights_outer=outer)
+            if not cuts_a_tile(shape, each):
+                yield Algorithm(each, direct_cycles(shape, each, target))
+    elif isinstance(rule.config, WinogradConfig):
+        for winograd in _winograds(rule.config, shape, target):
+            yield Algorithm(winograd, winograd_cycles(shape, target, winograd))
+    elif isinstance(rule.config, Winograd1dConfig):
+        for line in winograd1d_configs(shape, target, granule):
+            yield Algorithm(line, winograd1d_cycles(shape, target, line))
+    elif isinstance(rule.config, DotConfig):
+        for dot in _dots(rule.config, shape):
+            yield Algorithm(dot, dot_cycles(shape, dot, target))
+
+
+def _winograds(
+    config: WinogradConfig, shape: Conv2dShape, target: CpuTarget
+) -> Iterator[WinogradConfig]:
+    """Other tiles of the product, and other blocks."""
+    tiles = tile_shape(shape, config.outputs)
+    for product in direct_configs(tiles, target):
+        if product.lanes != config.lanes or shape.out_channels % product.channels:
+            continue
+        for least in _BLOCK_TILES:
+            # No wider than the output: what is beyond it would be computed too.
+            width = min(math.ceil(least / product.rows), tiles.width)
+            yield replace(
+                config,
+                rows=product.rows,
+                columns=product.columns,
+                vectors=product.vectors,
+                registers=product.registers,
+                block=whole(width, product.columns) if least else 0,
+            )
+
+
+def _dots(config: DotConfig, shape: Conv2dShape) -> Iterator[DotConfig]:
+    """Fewer columns in a tile, whole tiles only."""
+    for columns in range(1, config.columns):
+        if shape.out_width % columns == 0:
+            yield replace(config, columns=columns)
