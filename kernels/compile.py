@@ -20,6 +20,7 @@ from leakyforge.kernels.gpu import (
     Origin,
     build_cubin,
     build_plan,
+    build_wgsl,
     parse_gpu_target,
     schedule_gpu,
     split_phases,
@@ -50,7 +51,7 @@ from leakyforge.runtime.artifact import (
     place_weights,
     write_artifact,
 )
-from leakyforge.runtime.manifest import CUDA, Kernel, Manifest, Variant
+from leakyforge.runtime.manifest import CUDA, WEBGPU, Kernel, Manifest, Variant
 from leakyforge.runtime.plan import LaunchPlan
 from leakyforge.runtime.record import record_parity
 from leakyforge.runtime.reference import load_reference, one_line, random_feeds
@@ -94,8 +95,8 @@ def compile(
     Args:
         source: an ONNX file, or a model in memory.
         target: `cpu` (this machine), `cpu:NAME`, `cpu:fat` (a variant for each of several
-            processors), a TVM target in JSON, `opencl`, or `cuda:sm_80` with any architecture
-            that nvcc knows.
+            processors), a TVM target in JSON, `opencl`, `webgpu`, or `cuda:sm_80` with any
+            architecture that nvcc knows.
         output: the artifact's path; by default the source's, ending in `.lfa`.
         shapes: a size for every dimension of the named inputs; symbolic dimensions of the others
             stay symbolic.
@@ -279,6 +280,8 @@ def _build_gpu(
         kernels = _launch_records(fused, scheduled, decisions, plan, origins)
         if target.machine == CUDA:
             plan, kernels = build_cubin(plan, kernels, target.name)
+        elif target.machine == WEBGPU:
+            plan = build_wgsl(plan)
     specs, members = pack_weights(weights)
     library, name = plan.to_json(), f"library/{target.name}.json"
     variant = Variant(
@@ -291,6 +294,7 @@ def _build_gpu(
         library_size=len(library),
         weights=specs,
         kernels=tuple(kernels),
+        memory=plan.memory,
     )
     return variant, {name: library, **members}, fused
 

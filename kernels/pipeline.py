@@ -214,28 +214,28 @@ def is_empty(function: tirx.PrimFunc) -> bool:
     return any(isinstance(size, tirx.IntImm) and int(size) == 0 for size in sizes)
 
 
-def plan_memory(module: tvm.IRModule, target: tvm.target.Target) -> HoistedModule:
-    """Take the weights out of `main`, and give its activations memory that they share."""
+def call_kernels(module: tvm.IRModule, target: tvm.target.Target) -> HoistedModule:
+    """Take the weights out of `main`, and have it call kernels with memory for their results."""
     hoisted = hoist_weights(module)
     with target:
-        planned = tvm.transform.Sequential(
+        called = tvm.transform.Sequential(
             [
                 relax.transform.RewriteDataflowReshape(),
                 relax.transform.ToNonDataflow(),
                 relax.transform.RemovePurityChecking(),
                 relax.transform.CallTIRRewrite(),
-                relax.transform.StaticPlanBlockMemory(),
             ]
         )(hoisted.module)
-    return HoistedModule(planned, hoisted.weights)
+    return HoistedModule(called, hoisted.weights)
 
 
 def lower_to_vm(module: tvm.IRModule, target: CpuTarget) -> HoistedModule:
     """Plan memory, and lower `main` to the Relax VM's builtins."""
-    hoisted = plan_memory(module, target.tvm)
+    called = call_kernels(module, target.tvm)
     with target.tvm:
         lowered = tvm.transform.Sequential(
             [
+                relax.transform.StaticPlanBlockMemory(),
                 relax.transform.LowerAllocTensor(),
                 relax.transform.KillAfterLastUse(),
                 relax.transform.LowerRuntimeBuiltin(),
@@ -243,5 +243,5 @@ def lower_to_vm(module: tvm.IRModule, target: CpuTarget) -> HoistedModule:
                 relax.transform.VMShapeLower(),
                 relax.transform.AttachGlobalSymbol(),
             ]
-        )(hoisted.module)
-    return HoistedModule(lowered, hoisted.weights)
+        )(called.module)
+    return HoistedModule(lowered, called.weights)

@@ -22,8 +22,8 @@ _TRIPLES = {"x86_64": "x86_64-linux-gnu", "aarch64": "aarch64-linux-gnu"}
 _LEAST = {"x86_64": "x86-64", "aarch64": "generic"}
 _SYNONYMS = {"amd64": "x86_64", "arm64": "aarch64"}
 _HELP = (
-    "use cpu, cpu:NAME (LLVM's name, as in cpu:x86-64-v3), cpu:fat, opencl, cuda:sm_80 (or another "
-    "architecture that nvcc knows), or a JSON target of kind llvm"
+    "use cpu, cpu:NAME (LLVM's name, as in cpu:x86-64-v3), cpu:fat, opencl, webgpu, cuda:sm_80 (or "
+    "another architecture that nvcc knows), or a JSON target of kind llvm"
 )
 
 

@@ -68,14 +68,14 @@ target_option = click.option(
     default="cpu",
     show_default=True,
     help="cpu (this machine), cpu:NAME as LLVM calls it, cpu:fat (several variants in one file), "
-    "opencl, cuda:sm_80 or another architecture that nvcc knows, or a TVM target in JSON.",
+    "opencl, webgpu, cuda:sm_80 or another architecture that nvcc knows, or a TVM target in JSON.",
 )
 variant_option = click.option(
     "--variant", help="Variant of the artifact to run; by default the best for this CPU."
 )
 device_option = click.option(
     "--device",
-    help="OpenCL or CUDA device to run on, a part of its name; by default the first GPU.",
+    help="OpenCL, CUDA or WebGPU device to run on, a part of its name; by default the first GPU.",
 )
 variants_option = click.option(
     "--variant",

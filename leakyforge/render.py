@@ -338,6 +338,8 @@ def print_manifest(path: str, manifest: "Manifest") -> None:
         table.add_row("library", f"{variant.library_size:,} bytes")
         weights = sum(spec.nbytes for spec in variant.weights)
         table.add_row("weights", f"{len(variant.weights)}, {weights:,} bytes")
+        if variant.memory is not None:
+            table.add_row("device memory", f"{variant.memory:,} bytes")
         table.add_row("parity", _parity_text(variant.parity))
     console = stdout()
     console.print(table)

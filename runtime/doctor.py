@@ -14,6 +14,7 @@ from leakyforge.runtime import cpu, threads
 from leakyforge.runtime.cuda import find_cuda_devices
 from leakyforge.runtime.opencl import find_devices
 from leakyforge.runtime.tvm_runtime import tvm_ffi
+from leakyforge.runtime.webgpu import device_name, find_adapters
 
 _OPTIONAL = {
     "torch": ("exporting torch modules", "pip install 'leakyforge[torch]'"),
@@ -54,7 +55,7 @@ def examine() -> list[Finding]:
     findings += [_required(name) for name in _REQUIRED]
     findings.append(_runtime())
     findings += [_optional(name, use, advice) for name, (use, advice) in _OPTIONAL.items()]
-    findings += [_opencl(), _cuda(), _nvcc()]
+    findings += [_opencl(), _webgpu(), _cuda(), _nvcc()]
     return findings
 
 
@@ -99,6 +100,15 @@ def _opencl() -> Finding:
     except LeakyforgeError as error:
         return Finding("opencl", "absent", True, f"for --target opencl: {error}")
     return Finding("opencl", ", ".join(names), True)
+
+
+def _webgpu() -> Finding:
+    """The devices that WebGPU artifacts can run on."""
+    try:
+        names = [device_name(adapter) for adapter in find_adapters()]
+    except LeakyforgeError as error:
+        return Finding("webgpu", "absent", True, f"to run --target webgpu: {error}")
+    return Finding("webgpu", ", ".join(names), True)
 
 
 def _cuda() -> Finding:

@@ -8,11 +8,12 @@ from typing import Any
 
 from leakyforge.runtime.tensors import TensorSpec, numpy_dtype
 
-FORMAT = 4
+FORMAT = 5
 # The machines of code that a device runs, and what its devices are called.
 OPENCL = "opencl"
 CUDA = "cuda"
-DEVICE_KINDS = {OPENCL: "OpenCL", CUDA: "CUDA"}
+WEBGPU = "webgpu"
+DEVICE_KINDS = {OPENCL: "OpenCL", CUDA: "CUDA", WEBGPU: "WebGPU"}
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class ParityRecord:
         result: "pass", or "not run".
         cpu: the processor of the machine that compiled it, or the device there.
         lacks: features that the variant needs and that processor lacks, or the instruction set
-            that it is for, or an OpenCL or CUDA device; why it was not run.
+            that it is for, or a device of its kind; why it was not run.
         outputs: one record for each output of a variant that ran.
     """
 
@@ -131,7 +132,7 @@ class Variant:
     """The code of a model for one kind of CPU or device.
 
     Attributes:
-        name: LLVM's name of the processor, `opencl`, or nvcc's name of the architecture.
+        name: LLVM's name of the processor, nvcc's name of the architecture, `opencl` or `webgpu`.
         features: LLVM's names of what the code may use.
         target: TVM's target as written in JSON.
         thread_hint: cores that schedules assumed.
@@ -141,6 +142,7 @@ class Variant:
         weights: in the order of the parameters after the inputs.
         kernels: the calls of a run in their order; those of every branch, and some that the
             virtual machine does without. A device's are the launches of its plan.
+        memory: bytes of a device's memory that a run takes, weights among them; None for a CPU.
         parity: its comparison with the reference.
     """
 
@@ -153,6 +155,7 @@ class Variant:
     library_size: int
     weights: tuple[WeightSpec, ...]
     kernels: tuple[Kernel, ...]
+    memory: int | None = None
     parity: ParityRecord = ParityRecord()
 
     @property
@@ -171,7 +174,7 @@ class Manifest:
         onnx_path: where that file was, None for a model that was in memory.
         inputs: what `main` takes.
         outputs: what `main` gives.
-        machine: instruction set, x86_64 or aarch64, or a kind of device, `opencl` or `cuda`.
+        machine: instruction set, x86_64 or aarch64, or a key of `DEVICE_KINDS`.
         reference: what computed the reference outputs.
         versions: TVM packages that compiled it; the same must load it.
         leakyforge: version of leakyforge that wrote it.

@@ -13,9 +13,9 @@ import numpy as np
 
 from leakyforge.errors import DeviceError, ExecutionError, MissingDependencyError
 from leakyforge.runtime.artifact import Artifact, unpack_weights
-from leakyforge.runtime.plan import Launch, read_plan
+from leakyforge.runtime.plan import ALIGNMENT, Launch, read_plan
 from leakyforge.runtime.reference import one_line
-from leakyforge.runtime.tensors import Array, numpy_dtype
+from leakyforge.runtime.tensors import Array, empty_output
 
 
 class OpenClEngine:
@@ -42,11 +42,17 @@ class OpenClEngine:
             context = self._cl.Context([self.device])
             self._queue = self._cl.CommandQueue(context)
             flags = self._cl.mem_flags.READ_WRITE
-            self._buffers = [self._cl.Buffer(context, flags, size) for size in plan.buffers]
-            program = self._cl.Program(context, plan.source).build()
+            arena = self._cl.Buffer(context, flags, max(1, plan.arena))
+            self._buffers = [
+                self._cl.Buffer(context, flags, each.size)
+                if each.offset is None
+                else arena.get_sub_region(each.offset, each.size)
+                for each in plan.buffers
+            ]
+            programs = [self._cl.Program(context, text).build() for text in plan.programs]
             for index, weight in zip(plan.weights, weights, strict=True):
                 self._cl.enqueue_copy(self._queue, self._buffers[index], _bytes(weight))
-            self._launches = [self._prepared(program, launch) for launch in plan.launches]
+            self._launches = [self._prepared(programs, launch) for launch in plan.launches]
             self._queue.finish()
 
     def run(self, feeds: Mapping[str, Array]) -> list[Array]:
@@ -63,16 +69,17 @@ class OpenClEngine:
                 self._cl.enqueue_nd_range_kernel(queue, kernel, grid, group)
             outputs = []
             for index, spec in zip(self._plan.outputs, self._specs, strict=True):
-                sizes = tuple(int(size) for size in spec.shape)
-                array = np.empty(sizes, numpy_dtype(spec.dtype))
+                array = empty_output(spec)
                 copy(queue, _bytes(array), self._buffers[index])
                 outputs.append(array)
             queue.finish()
         return outputs
 
-    def _prepared(self, program: Any, launch: Launch) -> tuple[Any, Sequence[int], Sequence[int]]:
+    def _prepared(
+        self, programs: Sequence[Any], launch: Launch
+    ) -> tuple[Any, Sequence[int], Sequence[int]]:
         """A kernel with its arguments, the work items in all, and those of a group."""
-        kernel = self._cl.Kernel(program, launch.kernel)
+        kernel = self._cl.Kernel(programs[launch.program], launch.kernel)
         kernel.set_args(*(self._buffers[index] for index in launch.buffers))
         info = self._cl.kernel_work_group_info
         most = kernel.get_work_group_info(info.WORK_GROUP_SIZE, self.device)
@@ -85,8 +92,15 @@ class OpenClEngine:
         return kernel, sizes, launch.group
 
     def _check_limits(self) -> None:
-        """Refuse what the device cannot hold."""
-        largest, total = max(self._plan.buffers, default=0), sum(self._plan.buffers)
+        """Refuse what the device cannot hold, or cannot divide."""
+        alignment = self.device.mem_base_addr_align // 8
+        if ALIGNMENT % alignment:
+            raise DeviceError(
+                f"{self.device.name} divides its memory at multiples of {alignment} bytes, the "
+                f"model's tensors lie at multiples of {ALIGNMENT}; take another --device"
+            )
+        largest = max(self._plan.arena, *(buffer.size for buffer in self._plan.buffers), 0)
+        total = self._plan.memory
         if largest > self.device.max_mem_alloc_size or total > self.device.global_mem_size:
             raise DeviceError(
                 f"the model needs {total / 2**20:.0f} MiB in buffers of up to "

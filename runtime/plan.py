@@ -1,7 +1,8 @@
 """A launch plan: what a device runs for a model, in order, over buffers that are planned ahead.
 
-Everything is static: the sizes of the buffers, which of them a kernel is given, its grid and its
-groups. A launcher needs no TVM.
+Everything is static: where the buffers lie, which of them a kernel is given, its grid and its
+groups. What a run computes lies in one arena, where tensors that are not needed at the same time
+share memory. A launcher needs no TVM.
 """
 
 import base64
@@ -16,18 +17,38 @@ from leakyforge.runtime.reference import one_line
 
 Sizes = tuple[int, int, int]
 
+# Bytes between which buffers begin in the arena: CL_DEVICE_MEM_BASE_ADDR_ALIGN of NVIDIA's devices,
+# the largest in use; WebGPU's minStorageBufferOffsetAlignment is 256 at most, CUDA's vectors of four
+# numbers want 16.
+ALIGNMENT = 512
+
+
+@dataclass(frozen=True)
+class Buffer:
+    """Memory of one tensor, or of several that lie in the arena.
+
+    Attributes:
+        size: in bytes.
+        offset: of its first byte in the arena; None for memory of its own, which weights have.
+    """
+
+    size: int
+    offset: int | None = None
+
 
 @dataclass(frozen=True)
 class Launch:
     """One run of a kernel.
 
     Attributes:
-        kernel: its name in the program.
+        program: index of the program that it is in.
+        kernel: its name there.
         buffers: indices of the buffers that are its arguments.
         grid: groups along x, y and z.
         group: work items of a group along x, y and z.
     """
 
+    program: int
     kernel: str
     buffers: tuple[int, ...]
     grid: Sizes
@@ -39,19 +60,21 @@ class LaunchPlan:
     """What computes a model.
 
     Attributes:
-        source: the program in OpenCL C; empty where it is compiled.
-        cubin: the program, compiled for one CUDA architecture; empty where it is source.
-        buffers: size of each buffer in bytes; buffers whose contents do not live at the same time
-            are one.
+        programs: sources, each compiled by itself: one in OpenCL C, or one in WGSL for each
+            kernel; CUDA C++ until it is a cubin.
+        cubin: the only program, compiled for one CUDA architecture; else empty.
+        arena: bytes of the memory that the inputs, the outputs and what lies between them share.
+        buffers: those that lie in the arena, and those of the weights.
         inputs: the buffer of each input of the model.
         weights: the buffer of each weight.
         outputs: the buffer of each output.
         launches: in order.
     """
 
-    source: str
+    programs: tuple[str, ...]
     cubin: bytes
-    buffers: tuple[int, ...]
+    arena: int
+    buffers: tuple[Buffer, ...]
     inputs: tuple[int, ...]
     weights: tuple[int, ...]
     outputs: tuple[int, ...]
@@ -61,15 +84,27 @@ class LaunchPlan:
         """Check that the numbers can be meant.
 
         Raises:
-            ValueError: a buffer does not exist, or a size is not positive.
+            ValueError: a buffer or a program does not exist, a buffer leaves the arena, or a size
+                is not positive.
         """
         used = {*self.inputs, *self.weights, *self.outputs}
         used |= {index for launch in self.launches for index in launch.buffers}
         if used and not 0 <= min(used) <= max(used) < len(self.buffers):
             raise ValueError(f"{len(self.buffers)} buffers, but {max(used)} is used")
         sizes = [size for launch in self.launches for size in (*launch.grid, *launch.group)]
-        if min((*sizes, *self.buffers), default=1) < 1:
+        if min((*sizes, *(buffer.size for buffer in self.buffers)), default=1) < 1:
             raise ValueError("sizes of buffers, grids and groups must be positive")
+        for buffer in self.buffers:
+            if buffer.offset is not None and not 0 <= buffer.offset <= self.arena - buffer.size:
+                raise ValueError(f"buffer {buffer} leaves the arena of {self.arena} bytes")
+        programs = 1 if self.cubin else len(self.programs)
+        if not all(0 <= launch.program < programs for launch in self.launches):
+            raise ValueError(f"a launch is of none of the {programs} programs")
+
+    @property
+    def memory(self) -> int:
+        """Bytes of device memory that a run takes: the arena, and what lies outside of it."""
+        return self.arena + sum(each.size for each in self.buffers if each.offset is None)
 
     def to_json(self) -> bytes:
         """The plan as it is written."""
@@ -100,6 +135,7 @@ def parse_plan(text: bytes) -> LaunchPlan:
     fields: dict[str, Any] = json.loads(text)
     launches = tuple(
         Launch(
+            int(entry["program"]),
             str(entry["kernel"]),
             _integers(entry["buffers"]),
             _three(entry["grid"]),
@@ -108,14 +144,20 @@ def parse_plan(text: bytes) -> LaunchPlan:
         for entry in fields["launches"]
     )
     return LaunchPlan(
-        source=str(fields["source"]),
+        programs=tuple(map(str, fields["programs"])),
         cubin=base64.b64decode(fields["cubin"], validate=True),
-        buffers=_integers(fields["buffers"]),
+        arena=int(fields["arena"]),
+        buffers=tuple(_buffer(**entry) for entry in fields["buffers"]),
         inputs=_integers(fields["inputs"]),
         weights=_integers(fields["weights"]),
         outputs=_integers(fields["outputs"]),
         launches=launches,
     )
+
+
+def _buffer(size: int, offset: int | None) -> Buffer:
+    _integers([size] if offset is None else [size, offset])
+    return Buffer(size, offset)
 
 
 def _integers(values: list[Any]) -> tuple[int, ...]:

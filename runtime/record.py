@@ -11,6 +11,7 @@ from leakyforge.runtime.cuda import choose_cuda_device
 from leakyforge.runtime.manifest import (
     CUDA,
     DEVICE_KINDS,
+    WEBGPU,
     Manifest,
     OutputRecord,
     ParityRecord,
@@ -19,6 +20,7 @@ from leakyforge.runtime.opencl import choose_device
 from leakyforge.runtime.parity import OutputParity, replay
 from leakyforge.runtime.tensors import Array
 from leakyforge.runtime.variants import missing_features
+from leakyforge.runtime.webgpu import choose_adapter, device_name
 
 
 def record_parity(
@@ -75,6 +77,8 @@ def _device_name(artifact: Artifact) -> str:
     """The device that a session of the artifact would take."""
     if artifact.manifest.machine == CUDA:
         return choose_cuda_device(artifact.variant.name).name
+    if artifact.manifest.machine == WEBGPU:
+        return device_name(choose_adapter())
     return str(choose_device().name)
 
 

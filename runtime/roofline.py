@@ -109,7 +109,7 @@ def roofline(manifest: Manifest, gpu: str) -> RooflineReport:
     if manifest.machine not in DEVICE_KINDS:
         raise InputError(
             f"the artifact of {manifest.model} is code for a CPU, which bench --profile measures; "
-            "a roofline is for artifacts of --target cuda:sm_NN or opencl"
+            "a roofline is for artifacts of --target cuda:sm_NN, opencl or webgpu"
         )
     # An artifact for a device has one variant.
     variant, limits = manifest.variants[0], GPUS[gpu]

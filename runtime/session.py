@@ -11,10 +11,11 @@ from leakyforge.errors import InputError
 from leakyforge.runtime import threads as thread_count
 from leakyforge.runtime.artifact import Artifact, read_artifact
 from leakyforge.runtime.cuda import CudaEngine
-from leakyforge.runtime.manifest import CUDA, DEVICE_KINDS, OPENCL, Manifest
+from leakyforge.runtime.manifest import CUDA, DEVICE_KINDS, OPENCL, WEBGPU, Manifest
 from leakyforge.runtime.opencl import OpenClEngine
 from leakyforge.runtime.tensors import Array, TensorSpec, bind_shape, numpy_dtype
 from leakyforge.runtime.vm import VmEngine
+from leakyforge.runtime.webgpu import WebGpuEngine
 
 
 class Session:
@@ -27,15 +28,15 @@ class Session:
         path: an artifact file, or an artifact that was read before.
         threads: threads to use; by default the physical cores that this process may use.
         variant: of the file, the variant to run; by default the best for this CPU.
-        device: for an OpenCL or CUDA artifact, a part of the device's name; by default the first
-            GPU, else the first device.
+        device: for an OpenCL, CUDA or WebGPU artifact, a part of the device's name; by default the
+            first GPU, else the first device.
 
     Raises:
         ArtifactError: the file is missing, damaged, or not for this machine (see its subclasses).
         DeviceError: there is no such device, or the model does not fit on it.
         InputError: more threads than CPUs, or a device for code that runs on the CPU.
         MissingDependencyError: an OpenCL artifact without PyOpenCL, a CUDA one without
-            cuda-bindings.
+            cuda-bindings, a WebGPU one without wgpu.
     """
 
     def __init__(
@@ -143,12 +144,14 @@ def _wrong_names(names: Sequence[str], feeds: Mapping[str, Any]) -> InputError:
 
 def _engine(
     artifact: Artifact, threads: int, device: str | None
-) -> VmEngine | OpenClEngine | CudaEngine:
+) -> VmEngine | OpenClEngine | CudaEngine | WebGpuEngine:
     """What runs the artifact: TVM's virtual machine, or a launcher for its kind of device."""
     if artifact.manifest.machine == OPENCL:
         return OpenClEngine(artifact, device)
     if artifact.manifest.machine == CUDA:
         return CudaEngine(artifact, device)
+    if artifact.manifest.machine == WEBGPU:
+        return WebGpuEngine(artifact, device)
     if device is not None:
         kinds = " or ".join(DEVICE_KINDS.values())
         raise InputError(

@@ -86,6 +86,11 @@ def bind_shape(spec: TensorSpec, shape: tuple[int, ...], symbols: dict[str, int]
         )
 
 
+def empty_output(spec: TensorSpec) -> Array:
+    """Uninitialised array of an output whose shape is fixed."""
+    return np.empty(tuple(int(size) for size in spec.shape), numpy_dtype(spec.dtype))
+
+
 def empty_aligned(shape: tuple[int, ...], dtype: np.dtype[np.generic]) -> Array:
     """Uninitialised array whose data lie on a 64-byte boundary."""
     size = math.prod(shape) * dtype.itemsize

@@ -5,12 +5,14 @@ from leakyforge.kernels.gpu.cubin import build_cubin
 from leakyforge.kernels.gpu.rules import schedule_gpu
 from leakyforge.kernels.gpu.target import GpuTarget, parse_gpu_target
 from leakyforge.kernels.gpu.transposed import split_phases
+from leakyforge.kernels.gpu.wgsl import build_wgsl
 
 __all__ = [
     "GpuTarget",
     "Origin",
     "build_cubin",
     "build_plan",
+    "build_wgsl",
     "parse_gpu_target",
     "schedule_gpu",
     "split_phases",

@@ -1,8 +1,8 @@
 """From an imported module to a launch plan.
 
-TVM schedules, plans the memory of the activations and generates the source; what its virtual
-machine and its host code would do at run time is read off them here: both are static. The calls of
-`main` give the order, the host function of each kernel gives grid, groups and arguments.
+TVM generates the source; what its virtual machine and its host code would do at run time is read
+off them here: both are static. The calls of `main` give the order, the host function of each kernel
+gives grid, groups and arguments, and which launches need a tensor gives its place in memory.
 """
 
 from collections.abc import Iterator
@@ -14,9 +14,12 @@ from tvm import relax, tirx
 
 from leakyforge.errors import CompileError
 from leakyforge.kernels.expressions import operator_name
+from leakyforge.kernels.gpu.constants import keep_constants
+from leakyforge.kernels.gpu.memory import Lifetime, place
 from leakyforge.kernels.gpu.target import GpuTarget
-from leakyforge.kernels.pipeline import plan_memory
-from leakyforge.runtime.plan import Launch, LaunchPlan, Sizes
+from leakyforge.kernels.pipeline import call_kernels
+from leakyforge.runtime.manifest import CUDA
+from leakyforge.runtime.plan import ALIGNMENT, Buffer, Launch, LaunchPlan, Sizes
 from leakyforge.runtime.tensors import Array, numpy_dtype
 
 _NO_SIZE = "its sizes are not known at compile time; fix the inputs with --shape"
@@ -45,7 +48,7 @@ def build_plan(
     Raises:
         CompileError: a size is symbolic, or `main` does what no kernel does.
     """
-    hoisted = plan_memory(module, target.tvm)
+    hoisted = call_kernels(module, target.tvm)
     lowered = hoisted.module
     source, hosts = _generate(lowered, target)
     planner = _Planner(hosts)
@@ -55,23 +58,53 @@ def build_plan(
         for binding in block.bindings:
             planner.bind(binding)
     outputs = planner.outputs(main.body.body)
-    inputs = len(parameters) - len(hoisted.weights)
+    first_weight = len(parameters) - len(hoisted.weights)
+    inputs, weights = parameters[:first_weight], parameters[first_weight:]
+    arena, buffers = _place(planner, inputs, weights, outputs)
     plan = LaunchPlan(
-        source,
+        (source,) if planner.launches else (),
         b"",
-        tuple(planner.sizes),
-        tuple(parameters[:inputs]),
-        tuple(parameters[inputs:]),
+        arena,
+        buffers,
+        tuple(inputs),
+        tuple(weights),
         tuple(outputs),
         tuple(planner.launches),
     )
     return plan, hoisted.weights, planner.origins
 
 
+def _place(
+    planner: "_Planner", inputs: list[int], weights: list[int], outputs: list[int]
+) -> tuple[int, tuple[Buffer, ...]]:
+    """Bytes of the arena, and the buffers: all but those of the weights lie in it.
+
+    Inputs are there before the first launch, outputs until the last one has run.
+    """
+    times: dict[int, list[int]] = {index: [] for index in range(len(planner.sizes))}
+    for position, launch in enumerate(planner.launches):
+        for index in launch.buffers:
+            times[index].append(position)
+    for index in inputs:
+        times[index].append(-1)
+    for index in outputs:
+        times[index].append(len(planner.launches))
+    activations = [index for index in times if times[index] and index not in weights]
+    lifetimes = [
+        Lifetime(planner.sizes[index], min(times[index]), max(times[index]))
+        for index in activations
+    ]
+    offsets = dict(zip(activations, place(lifetimes, ALIGNMENT), strict=True))
+    arena = max((offset + planner.sizes[index] for index, offset in offsets.items()), default=0)
+    return arena, tuple(
+        Buffer(size, offsets.get(index)) for index, size in enumerate(planner.sizes)
+    )
+
+
 def _generate(module: tvm.IRModule, target: GpuTarget) -> tuple[str, dict[str, tirx.PrimFunc]]:
     """Source of all kernels, and the host function of each scheduled function."""
     functions = {
-        variable: function.with_attr("global_symbol", variable.name_hint)
+        variable: _written(function, target).with_attr("global_symbol", variable.name_hint)
         for variable, function in module.functions_items()
         if isinstance(function, tirx.PrimFunc)
     }
@@ -82,6 +115,11 @@ def _generate(module: tvm.IRModule, target: GpuTarget) -> tuple[str, dict[str, t
         built = tirx.build(tvm.IRModule(functions), target=target.tvm)
     (device,) = built.mod.imports if hasattr(built, "mod") else built.imports
     return str(device.inspect_source()), capture.functions
+
+
+def _written(function: tirx.PrimFunc, target: GpuTarget) -> tirx.PrimFunc:
+    """A function as the target's source can say it."""
+    return function if target.machine == CUDA else keep_constants(function, target.machine)
 
 
 @tvm.instrument.pass_instrument
@@ -130,12 +168,6 @@ class _Planner:
             self._launch(str(call.op.name_hint), [self._lookup(each)[0] for each in call.args])
             return []
         name = str(call.op.name)
-        if name == "relax.memory.alloc_storage":
-            return [self._allocate(int(call.args[0].values[0]))]
-        if name == "relax.memory.alloc_tensor":
-            if int(call.args[1].value) != 0:
-                raise CompileError("TVM placed two tensors in one storage, which a plan cannot say")
-            return self._lookup(call.args[0])
         if name == "relax.builtin.alloc_tensor":
             return [self._allocate(_bytes(call.ty))]
         if name in ("relax.reshape", "relax.memory.view"):
@@ -153,8 +185,8 @@ class _Planner:
         raise CompileError(f"a {type(value).__name__} cannot be run on this target: {_NO_SIZE}")
 
     def _allocate(self, size: int) -> int:
-        # Neither OpenCL nor CUDA has a buffer of no bytes.
-        self.sizes.append(max(size, 1))
+        # No device has a buffer of no bytes, and WebGPU's are whole words.
+        self.sizes.append(max(size + -size % 4, 4))
         return len(self.sizes) - 1
 
     def _launch(self, name: str, arguments: list[int]) -> None:
@@ -207,7 +239,7 @@ def _read_launch(name: str, call: Any, buffers: dict[Any, int]) -> tuple[Launch,
 
     used = tuple(_buffer_of(name, each, buffers) for each in arguments)
     size = sum(_bytes(each.args[0].ty) for each in arguments)
-    return Launch(str(kernel.value), used, along("blockIdx"), along("threadIdx")), size
+    return Launch(0, str(kernel.value), used, along("blockIdx"), along("threadIdx")), size
 
 
 def _buffer_of(name: str, data: Any, buffers: dict[Any, int]) -> int:

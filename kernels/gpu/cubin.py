@@ -25,7 +25,7 @@ def build_cubin(
         CompileError: nvcc refuses the source, or says nothing about a kernel.
         MissingDependencyError: there is no nvcc.
     """
-    cubin, figures = compile_cubin(plan.source, architecture)
+    cubin, figures = compile_cubin("".join(plan.programs), architecture)
     records = []
     for launch, kernel in zip(plan.launches, kernels, strict=True):
         if launch.kernel not in figures:
@@ -33,7 +33,7 @@ def build_cubin(
         threads = math.prod(launch.group)
         resources = _resources(architecture, threads, figures[launch.kernel])
         records.append(dataclasses.replace(kernel, resources=resources))
-    return dataclasses.replace(plan, source="", cubin=cubin), records
+    return dataclasses.replace(plan, programs=(), cubin=cubin), records
 
 
 def _resources(architecture: str, threads: int, figures: Figures) -> Resources:
