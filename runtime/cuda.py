@@ -18,7 +18,7 @@ import numpy as np
 from leakyforge.errors import DeviceError, ExecutionError, MissingDependencyError
 from leakyforge.runtime.artifact import Artifact, unpack_weights
 from leakyforge.runtime.plan import Launch, Sizes, read_plan
-from leakyforge.runtime.tensors import Array, numpy_dtype
+from leakyforge.runtime.tensors import Array, empty_output
 
 # Blocks of a grid along x, y and z on every device: programming guide, table of the technical
 # specifications per compute capability.
@@ -55,9 +55,9 @@ class CudaDevice:
 
 
 class CudaEngine:
-    """A plan on a device: cubin loaded, weights uploaded, buffers allocated.
+    """A plan on a device: cubin loaded, weights uploaded, buffers allocated, launches in a graph.
 
-    They are freed with the engine.
+    They are freed with the engine. A graph is launched by one call, however many kernels it has.
 
     Args:
         artifact: whose plan and weights they are.
@@ -89,14 +89,17 @@ class CudaEngine:
             stack.callback(cuda.cuModuleUnload, module)
             self._stream = _checked(cuda.cuStreamCreate(0))
             stack.callback(cuda.cuStreamDestroy, self._stream)
-            self._buffers = []
-            for size in plan.buffers:
-                self._buffers.append(_checked(cuda.cuMemAlloc(size)))
-                stack.callback(cuda.cuMemFree, self._buffers[-1])
+            arena = self._allocate(plan.arena, stack)
+            self._buffers = [
+                self._allocate(each.size, stack) if each.offset is None else arena + each.offset
+                for each in plan.buffers
+            ]
             for index, weight in zip(plan.weights, weights, strict=True):
-                pointer = self._buffers[index]
-                _checked(cuda.cuMemcpyHtoD(pointer, weight.ctypes.data, weight.nbytes))
-            self._launches = [self._prepared(module, launch) for launch in plan.launches]
+                _checked(cuda.cuMemcpyHtoD(self._buffers[index], weight.ctypes.data, weight.nbytes))
+            graph = self._captured(module)
+            stack.callback(cuda.cuGraphDestroy, graph)
+            self._graph = _checked(cuda.cuGraphInstantiate(graph, 0))
+            stack.callback(cuda.cuGraphExecDestroy, self._graph)
             # The last one is called first: another thread may be the one that frees.
             stack.callback(cuda.cuCtxSetCurrent, self._context)
             weakref.finalize(self, stack.pop_all().close)
@@ -116,23 +119,27 @@ class CudaEngine:
             for index, array in zip(self._plan.inputs, arrays, strict=True):
                 pointer = self._buffers[index]
                 _checked(cuda.cuMemcpyHtoDAsync(pointer, array.ctypes.data, array.nbytes, stream))
-            for kernel, launch, _, pointers in self._launches:
-                _checked(
-                    cuda.cuLaunchKernel(
-                        kernel, *launch.grid, *launch.group, 0, stream, pointers.ctypes.data, 0
-                    )
-                )
+            _checked(cuda.cuGraphLaunch(self._graph, stream))
             for index, spec in zip(self._plan.outputs, self._specs, strict=True):
-                sizes = tuple(int(size) for size in spec.shape)
-                array = np.empty(sizes, numpy_dtype(spec.dtype))
+                array = empty_output(spec)
                 pointer = self._buffers[index]
                 _checked(cuda.cuMemcpyDtoHAsync(array.ctypes.data, pointer, array.nbytes, stream))
                 outputs.append(array)
             _checked(cuda.cuStreamSynchronize(stream))
         return outputs
 
-    def _prepared(self, module: Any, launch: Launch) -> tuple[Any, Launch, Array, Array]:
-        """A kernel, its launch, its arguments, and the addresses of the arguments."""
+    def _captured(self, module: Any) -> Any:
+        """The plan's launches as a graph, which the device runs in their order."""
+        cuda, stream = self._cuda, self._stream
+        # What other threads do on their streams stays theirs.
+        mode = cuda.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
+        _checked(cuda.cuStreamBeginCapture(stream, mode))
+        for launch in self._plan.launches:
+            self._launch(module, launch)
+        return _checked(cuda.cuStreamEndCapture(stream))
+
+    def _launch(self, module: Any, launch: Launch) -> None:
+        """Launch a kernel; its arguments are copied."""
         cuda = self._cuda
         kernel = _checked(cuda.cuModuleGetFunction(module, launch.kernel.encode()))
         attribute = cuda.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_THREADS_PER_BLOCK
@@ -147,14 +154,25 @@ class CudaEngine:
                 f"kernel {launch.kernel} needs a grid of {launch.grid} blocks, CUDA devices take "
                 f"at most {_MOST_BLOCKS}; take a smaller batch or image"
             )
-        arguments = np.array([int(self._buffers[index]) for index in launch.buffers], np.uint64)
+        arguments = np.array([self._buffers[index] for index in launch.buffers], np.uint64)
         places = arguments.itemsize * np.arange(len(arguments), dtype=np.uint64)
-        return kernel, launch, arguments, places + np.uint64(arguments.ctypes.data)
+        pointers = places + np.uint64(arguments.ctypes.data)
+        _checked(
+            cuda.cuLaunchKernel(
+                kernel, *launch.grid, *launch.group, 0, self._stream, pointers.ctypes.data, 0
+            )
+        )
+
+    def _allocate(self, size: int, stack: contextlib.ExitStack) -> int:
+        """Address of memory of the device, at least a byte, that is freed with the stack."""
+        pointer = _checked(self._cuda.cuMemAlloc(max(1, size)))
+        stack.callback(self._cuda.cuMemFree, pointer)
+        return int(pointer)
 
     def _check_memory(self) -> None:
         """Refuse what the device has no room for."""
         free, total = _checked(self._cuda.cuMemGetInfo())
-        needed = sum(self._plan.buffers)
+        needed = self._plan.memory
         if needed > free:
             raise DeviceError(
                 f"out of device memory: the model needs {needed / 2**20:.0f} MiB, "

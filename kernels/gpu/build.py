@@ -14,11 +14,10 @@ from tvm import relax, tirx
 
 from leakyforge.errors import CompileError
 from leakyforge.kernels.expressions import operator_name
-from leakyforge.kernels.gpu.constants import keep_constants
+from leakyforge.kernels.gpu.constants import PIPELINE
 from leakyforge.kernels.gpu.memory import Lifetime, place
 from leakyforge.kernels.gpu.target import GpuTarget
 from leakyforge.kernels.pipeline import call_kernels
-from leakyforge.runtime.manifest import CUDA
 from leakyforge.runtime.plan import ALIGNMENT, Buffer, Launch, LaunchPlan, Sizes
 from leakyforge.runtime.tensors import Array, numpy_dtype
 
@@ -104,7 +103,7 @@ def _place(
 def _generate(module: tvm.IRModule, target: GpuTarget) -> tuple[str, dict[str, tirx.PrimFunc]]:
     """Source of all kernels, and the host function of each scheduled function."""
     functions = {
-        variable: _written(function, target).with_attr("global_symbol", variable.name_hint)
+        variable: function.with_attr("global_symbol", variable.name_hint)
         for variable, function in module.functions_items()
         if isinstance(function, tirx.PrimFunc)
     }
@@ -112,14 +111,9 @@ def _generate(module: tvm.IRModule, target: GpuTarget) -> tuple[str, dict[str, t
         return "", {}
     capture = _HostFunctions()
     with tvm.transform.PassContext(opt_level=3, instruments=[capture]):
-        built = tirx.build(tvm.IRModule(functions), target=target.tvm)
+        built = tirx.build(tvm.IRModule(functions), target=target.tvm, pipeline=PIPELINE)
     (device,) = built.mod.imports if hasattr(built, "mod") else built.imports
     return str(device.inspect_source()), capture.functions
-
-
-def _written(function: tirx.PrimFunc, target: GpuTarget) -> tirx.PrimFunc:
-    """A function as the target's source can say it."""
-    return function if target.machine == CUDA else keep_constants(function, target.machine)
 
 
 @tvm.instrument.pass_instrument

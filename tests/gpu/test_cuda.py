@@ -1,7 +1,7 @@
 """CUDA artifacts: compiled by nvcc everywhere, run where there is an NVIDIA GPU.
 
 Without one, a driver of the test's own stands in for NVIDIA's: it keeps memory in numpy arrays and
-computes LeakyRelu where the launcher launches it.
+computes LeakyRelu where the launcher launches it in a graph.
 """
 
 # ruff: noqa: N802 - the driver's functions have NVIDIA's names.
@@ -83,20 +83,23 @@ class FakeDriver:
     """NVIDIA's driver with devices of the test's own; it runs any kernel as LeakyRelu of X's shape.
 
     Attributes:
-        memory: contents of each allocation, by its address, in the order of the allocations.
+        memory: contents of each allocation, by its address, in the order of the allocations; the
+            first is the arena.
         held: addresses of what was created and not yet freed.
         uploads: how many copies to the device there were.
         launched: kernel, grid and block of each launch.
+        graphs: the kernels of each graph, by its handle; None is the one that is captured.
     """
 
     CUdevice_attribute = driver.CUdevice_attribute
     CUfunction_attribute = driver.CUfunction_attribute
+    CUstreamCaptureMode = driver.CUstreamCaptureMode
 
     def __init__(self, *capabilities, room=1 << 30, most_threads=1024, **fails):
         self.capabilities, self.room, self.most_threads = capabilities, room, most_threads
         self.fails = fails
         self.memory, self.held, self.launched, self.uploads = {}, [], [], 0
-        self.kernels = {}
+        self.kernels, self.graphs = {}, {}
 
     def __getattribute__(self, name):
         if not name.startswith("cu"):
@@ -184,18 +187,23 @@ class FakeDriver:
     def cuMemFree(self, pointer):
         del self.memory[int(pointer)]
 
+    def at(self, pointer, size):
+        """The bytes from an address on, which must lie in one allocation."""
+        for start, array in self.memory.items():
+            if start <= pointer <= start + len(array) - size:
+                return array[pointer - start : pointer - start + size]
+        raise AssertionError(f"{size} bytes at {pointer} are not the device's")
+
     def cuMemcpyHtoD(self, target, source, size):
-        assert size <= len(self.memory[int(target)])
         self.uploads += 1
-        ctypes.memmove(int(target), source, size)
+        ctypes.memmove(self.at(int(target), size).ctypes.data, source, size)
 
     def cuMemcpyHtoDAsync(self, target, source, size, stream):
         assert int(stream) in self.held
         self.cuMemcpyHtoD(target, source, size)
 
     def cuMemcpyDtoHAsync(self, target, source, size, stream):
-        assert size <= len(self.memory[int(source)])
-        ctypes.memmove(target, int(source), size)
+        ctypes.memmove(target, self.at(int(source), size).ctypes.data, size)
 
     def cuLaunchKernel(self, kernel, *rest):
         *sizes, shared, stream, parameters, extra = rest
@@ -204,12 +212,36 @@ class FakeDriver:
         # An array of the addresses of the arguments, each of which is a pointer.
         places = (ctypes.c_void_p * 2).from_address(parameters)
         output, source = (ctypes.c_uint64.from_address(place).value for place in places)
-        self.launched.append((self.kernels[int(kernel)], tuple(sizes)))
-        x, y = (
-            self.memory[each][: X.nbytes].view(np.float32).reshape(SHAPE)
-            for each in (source, output)
-        )
-        y[...] = np.where(x < 0, x * np.float32(ALPHA), x)
+        self.graphs[None].append((self.kernels[int(kernel)], tuple(sizes), source, output))
+
+    def cuStreamBeginCapture(self, stream, mode):
+        assert int(stream) in self.held
+        self.graphs[None] = []
+
+    def cuStreamEndCapture(self, stream):
+        (graph,) = self.create(driver.CUgraph)
+        self.graphs[int(graph)] = self.graphs.pop(None)
+        return [graph]
+
+    def cuGraphInstantiate(self, graph, flags):
+        (executable,) = self.create(driver.CUgraphExec)
+        self.graphs[int(executable)] = self.graphs[int(graph)]
+        return [executable]
+
+    def cuGraphDestroy(self, graph):
+        self.free(graph)
+
+    def cuGraphExecDestroy(self, executable):
+        self.free(executable)
+
+    def cuGraphLaunch(self, executable, stream):
+        assert {int(executable), int(stream)} <= set(self.held)
+        for kernel, sizes, source, output in self.graphs[int(executable)]:
+            self.launched.append((kernel, sizes))
+            x, y = (
+                self.at(each, X.nbytes).view(np.float32).reshape(SHAPE) for each in (source, output)
+            )
+            y[...] = np.where(x < 0, x * np.float32(ALPHA), x)
 
 
 @pytest.fixture
@@ -442,7 +474,7 @@ class TestArtifact:
 
     def test_kernels_are_symbols_of_the_cubin(self, digits):
         plan = read_plan(read_artifact(digits))
-        assert plan.source == ""
+        assert plan.programs == ()
         for launch in plan.launches:
             assert b"\0.text." + launch.kernel.encode() + b"\0" in plan.cubin
 
@@ -509,11 +541,12 @@ class TestLauncher:
         session = Session(digits)
         artifact = read_artifact(digits)
         plan = read_plan(artifact)
-        buffers = list(fake.memory.values())
-        assert [len(each) for each in buffers] == list(plan.buffers)
+        arena, *buffers = fake.memory.values()
+        assert len(arena) == plan.arena
+        assert sum(map(len, buffers)) + len(arena) == plan.memory
         weights = unpack_weights(artifact.weight_memory, artifact.variant.weights)
-        for index, weight in zip(plan.weights, weights, strict=True):
-            assert buffers[index].tobytes() == weight.tobytes()
+        for buffer, weight in zip(buffers, weights, strict=True):
+            assert buffer.tobytes() == weight.tobytes()
         assert fake.uploads == len(weights) > 0
         assert session.variant == "sm_90"
 
@@ -621,6 +654,9 @@ class TestErrors:
             ({"cuMemAlloc": "OUT_OF_MEMORY"}, "prepared on CUDA device GPU 0: out of device mem"),
             ({"cuModuleLoadData": "NO_BINARY_FOR_GPU"}, "GPU 0: CUDA_ERROR_NO_BINARY_FOR_GPU"),
             ({"cuModuleGetFunction": "NOT_FOUND"}, "GPU 0: CUDA_ERROR_NOT_FOUND"),
+            ({"cuLaunchKernel": "INVALID_VALUE"}, "GPU 0: CUDA_ERROR_INVALID_VALUE"),
+            ({"cuStreamEndCapture": "STREAM_CAPTURE_INVALIDATED"}, "STREAM_CAPTURE_INVALIDATED"),
+            ({"cuGraphInstantiate": "OUT_OF_MEMORY"}, "GPU 0: out of device memory"),
             ({"most_threads": 1}, "needs blocks of .* threads, GPU 0 runs it with at most 1;"),
         ],
     )
@@ -640,7 +676,7 @@ class TestErrors:
             Session(changed)
 
     @pytest.mark.parametrize(
-        "call", ["cuLaunchKernel", "cuStreamSynchronize", "cuMemcpyHtoDAsync", "cuMemcpyDtoHAsync"]
+        "call", ["cuGraphLaunch", "cuStreamSynchronize", "cuMemcpyHtoDAsync", "cuMemcpyDtoHAsync"]
     )
     def test_a_device_that_fails(self, leaky, use, call):
         fake = use(FakeDriver((8, 0)))

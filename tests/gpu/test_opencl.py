@@ -12,7 +12,7 @@ from leakyforge.kernels import compile
 from leakyforge.models import ZOO, build
 from leakyforge.runtime import Session, bench, check, read_artifact, read_manifest, verify
 from leakyforge.runtime import opencl as launcher
-from leakyforge.runtime.plan import Launch, LaunchPlan, parse_plan
+from leakyforge.runtime.plan import ALIGNMENT, Buffer, Launch, LaunchPlan, parse_plan
 
 pyopencl = pytest.importorskip("pyopencl", reason="pyopencl is not installed")
 try:
@@ -173,8 +173,8 @@ class TestErrors:
     @pytest.mark.parametrize(
         ("change", "message"),
         [
-            ({"buffers": [1 << 60, 140]}, "MiB in buffers of up to"),
-            ({"source": "__kernel void f( {"}, "cannot be prepared on OpenCL device"),
+            ({"arena": 1 << 60}, "MiB in buffers of up to"),
+            ({"programs": ["__kernel void f( {"]}, "cannot be prepared on OpenCL device"),
         ],
     )
     def test_what_the_device_refuses(self, leaky, change, message):
@@ -184,7 +184,7 @@ class TestErrors:
             Session(dataclasses.replace(artifact, library=json.dumps(fields).encode()))
 
     @pytest.mark.parametrize(
-        "library", [b"", b"[]", b"{}", b'{"source": "", "launches": [{}]}', b"\xff"]
+        "library", [b"", b"[]", b"{}", b'{"programs": [], "launches": [{}]}', b"\xff"]
     )
     def test_no_plan(self, leaky, library):
         artifact = dataclasses.replace(read_artifact(leaky), library=library)
@@ -193,28 +193,36 @@ class TestErrors:
 
 
 class TestPlan:
-    LAUNCH = Launch("k", (0, 1), (2, 1, 1), (4, 1, 1))
-    PLAN = LaunchPlan("", b"\0\xff", (4, 8), (0,), (), (1,), (LAUNCH,))
+    LAUNCH = Launch(0, "k", (0, 1, 2), (2, 1, 1), (4, 1, 1))
+    BUFFERS = (Buffer(4, 0), Buffer(8, 512), Buffer(16))
+    PLAN = LaunchPlan(("k",), b"\0\xff", 520, BUFFERS, (0,), (2,), (1,), (LAUNCH,))
 
     def test_json(self):
         assert parse_plan(self.PLAN.to_json()) == self.PLAN
 
     @pytest.mark.parametrize(
         "change",
-        [{"outputs": (2,)}, {"inputs": (-1,)}, {"buffers": (0, 4)},
-         {"launches": (Launch("k", (0, 7), (1, 1, 1), (1, 1, 1)),)},
-         {"launches": (Launch("k", (0, 1), (0, 1, 1), (1, 1, 1)),)}],
+        [{"outputs": (3,)}, {"inputs": (-1,)}, {"buffers": (Buffer(0, 0), *BUFFERS[1:])},
+         {"buffers": (Buffer(4, 517), *BUFFERS[1:])}, {"buffers": (Buffer(4, -1), *BUFFERS[1:])},
+         {"launches": (Launch(0, "k", (0, 7), (1, 1, 1), (1, 1, 1)),)},
+         {"launches": (Launch(1, "k", (0, 1), (1, 1, 1), (1, 1, 1)),)},
+         {"launches": (Launch(0, "k", (0, 1), (0, 1, 1), (1, 1, 1)),)}],
     )  # fmt: skip
     def test_numbers_that_cannot_be_meant(self, change):
-        with pytest.raises(ValueError, match=r"buffer|positive"):
+        with pytest.raises(ValueError, match=r"buffer|positive|program"):
             dataclasses.replace(self.PLAN, **change)
 
-    def test_activations_share_buffers(self, tmp_path):
+    def test_activations_share_memory(self, tmp_path):
         chain = " ".join(
             f"x{i + 1} = LeakyRelu(p{i}) p{i + 1} = Softmax(x{i + 1})" for i in range(6)
         )
-        proto = model(f"g (float[4,6] p0) => (float[4,6] p6) {{ {chain} }}")
+        proto = model(f"g (float[40,60] p0) => (float[40,60] p6) {{ {chain} }}")
         artifact = compile(proto, "opencl", output=tmp_path / "m.lfa")
         plan = parse_plan(read_artifact(artifact).library)
-        kept = set(plan.inputs) | set(plan.outputs)
-        assert len(plan.buffers) - len(kept) < len(plan.launches) / 2
+        assert len(plan.launches) > 6
+        # Each launch reads one tensor and writes another.
+        size = 4 * 40 * 60 + -4 * 40 * 60 % ALIGNMENT
+        assert plan.arena <= 2 * size
+        assert plan.memory == plan.arena
+        assert all(buffer.offset % ALIGNMENT == 0 for buffer in plan.buffers)
+        assert read_manifest(artifact).variants[0].memory == plan.memory
