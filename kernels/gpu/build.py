@@ -17,7 +17,9 @@ from leakyforge.kernels.expressions import operator_name
 from leakyforge.kernels.gpu.constants import PIPELINE
 from leakyforge.kernels.gpu.memory import Lifetime, place
 from leakyforge.kernels.gpu.target import GpuTarget
+from leakyforge.kernels.gpu.wgsl import check_tensors
 from leakyforge.kernels.pipeline import call_kernels
+from leakyforge.runtime.manifest import WEBGPU
 from leakyforge.runtime.plan import ALIGNMENT, Buffer, Launch, LaunchPlan, Sizes
 from leakyforge.runtime.tensors import Array, numpy_dtype
 
@@ -109,6 +111,8 @@ def _generate(module: tvm.IRModule, target: GpuTarget) -> tuple[str, dict[str, t
     }
     if not functions:
         return "", {}
+    if target.machine == WEBGPU:
+        check_tensors(functions)
     capture = _HostFunctions()
     with tvm.transform.PassContext(opt_level=3, instruments=[capture]):
         built = tirx.build(tvm.IRModule(functions), target=target.tvm, pipeline=PIPELINE)

@@ -18,8 +18,11 @@ Shading Language"; TVM's codegen_webgpu.cc.
 import dataclasses
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+
+import tvm_ffi
+from tvm import ir, s_tir, tirx
 
 from leakyforge.errors import CompileError
 from leakyforge.runtime.plan import Buffer, Launch, LaunchPlan, Sizes
@@ -37,6 +40,8 @@ _GRID = re.compile(
     r"@group\(0\) @binding\(\d+\) var<uniform> (\w+) : \1;\n"
 )
 _ITEMSIZE = {"f32": 4, "i32": 4, "u32": 4, "f16": 2}
+# What these are called in TensorIR.
+_DTYPES = ("float32", "int32", "uint32", "float16")
 
 
 @dataclass(frozen=True)
@@ -54,6 +59,28 @@ class _Binding:
     tensors: dict[str, int]
 
 
+def check_tensors(functions: Mapping[ir.GlobalVar, tirx.PrimFunc]) -> None:
+    """Refuse tensors in memory whose elements WGSL has no type for.
+
+    Args:
+        functions: scheduled, by name.
+
+    Raises:
+        CompileError: names the function and the type.
+    """
+    for variable, function in functions.items():
+        blocks: list[s_tir.SBlock] = []
+        tvm_ffi.structural_walk(function.body, (s_tir.SBlock, blocks.append))
+        kept = [buffer for block in blocks for buffer in block.alloc_buffers]
+        dtypes = {str(parameter.ty.dtype) for parameter in function.params}
+        dtypes |= {str(buffer.dtype) for buffer in kept if buffer.scope() == "global"}
+        for dtype in sorted(dtypes.difference(_DTYPES)):
+            raise CompileError(
+                f"{variable.name_hint} has a tensor of {dtype}, and WebGPU has {', '.join(_DTYPES)} "
+                "only; cast it in the model, or take another --target"
+            )
+
+
 def build_wgsl(plan: LaunchPlan) -> LaunchPlan:
     """The plan with a program for each kernel.
 
@@ -61,8 +88,7 @@ def build_wgsl(plan: LaunchPlan) -> LaunchPlan:
         plan: with TVM's WGSL as its only program.
 
     Raises:
-        CompileError: a kernel has more tensors than WebGPU has bindings, a type that WGSL lacks, or
-            a grid that is too long.
+        CompileError: a kernel has more tensors than WebGPU has bindings, or a grid that is too long.
     """
     sources = {name: text for source in plan.programs for name, text in _KERNEL.findall(source)}
     programs: dict[str, int] = {}
@@ -100,11 +126,6 @@ def _bindings(launch: Launch, source: str, buffers: list[Buffer]) -> list[_Bindi
     """The bindings of a launch; a buffer that spans several tensors is put behind the others."""
     bindings: dict[int, _Binding] = {}
     for (name, element), index in zip(_TENSOR.findall(source), launch.buffers, strict=True):
-        if element not in _ITEMSIZE:
-            raise CompileError(
-                f"kernel {launch.kernel} has a tensor of {element}, and WebGPU's kernels have "
-                f"{', '.join(_ITEMSIZE)} only; cast it, or take another --target"
-            )
         binding = bindings.setdefault(index, _Binding(index, element, {}))
         binding.tensors[name] = 0
     if len(bindings) <= MOST_BINDINGS:
