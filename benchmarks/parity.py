@@ -1,6 +1,7 @@
 """Writes docs/parity.md: every model of the zoo in torch, in ONNX Runtime, and compiled.
 
-python -m benchmarks.parity        needs torch, nvcc and an OpenCL device (PoCL); some minutes
+python -m benchmarks.parity        needs torch, nvcc, an OpenCL device (PoCL) and a WebGPU device
+                                   (Mesa's software Vulkan); some minutes
 
 The definitions in torch are those of tests/models/test_torch_twins.py. Sizes are small, so that
 every target takes seconds; the figures are errors, not times.
@@ -19,15 +20,18 @@ from leakyforge import check, compile, export
 from leakyforge.models import build
 from leakyforge.runtime import read_manifest
 from leakyforge.runtime.opencl import choose_device
+from leakyforge.runtime.webgpu import choose_adapter, device_name
 
 ROOT = Path(__file__).parent.parent
 TWINS = ROOT / "tests" / "models" / "test_torch_twins.py"
-TARGETS = ("cpu", "opencl", "cuda:sm_80", "cuda:sm_90")
+TARGETS = ("cpu", "opencl", "webgpu", "cuda:sm_80", "cuda:sm_90")
 
 
 @click.command()
 def main() -> None:
     """Compare every model and write docs/parity.md."""
+    # Before the work whose results would be lost without them.
+    devices = f"OpenCL on {choose_device().name}; WebGPU on {device_name(choose_adapter())}"
     twins = _twins()
     rows = []
     with tempfile.TemporaryDirectory(prefix="leakyforge-") as folder:
@@ -40,7 +44,7 @@ def main() -> None:
                 artifact = compile(path, target, output=Path(folder) / f"{case}.lfa")
                 cells.append(_outcome(artifact))
             rows.append(cells)
-    (ROOT / "docs" / "parity.md").write_text(markdown(rows))
+    (ROOT / "docs" / "parity.md").write_text(markdown(rows, devices))
 
 
 def _twins() -> Any:
@@ -74,7 +78,7 @@ def _words(options: dict[str, Any]) -> str:
     return ", ".join(f"{name} {value}" for name, value in options.items()) or "as published"
 
 
-def markdown(rows: list[list[str]]) -> str:
+def markdown(rows: list[list[str]], devices: str) -> str:
     """The table, with what it was made by."""
     versions = ", ".join(
         f"{name} {metadata.version(name)}" for name in ("torch", "onnxruntime", "apache-tvm")
@@ -86,8 +90,8 @@ def markdown(rows: list[list[str]]) -> str:
     return f"""# Parity of the zoo
 
 Every model in torch, in ONNX Runtime, and compiled, by `python -m benchmarks.parity`.
-{versions}; OpenCL on {choose_device().name}. A CUDA target is run where there is its device; else
-the figures are ptxas's.
+{versions}; {devices}. A CUDA target is run where there is its device; else the figures are
+ptxas's.
 The tolerance is derived from the arithmetic (README, Parity); a share of 100 % would be all of it.
 
 {table}

@@ -17,9 +17,9 @@ from leakyforge.runtime.reference import one_line
 
 Sizes = tuple[int, int, int]
 
-# Bytes between which buffers begin in the arena: CL_DEVICE_MEM_BASE_ADDR_ALIGN of NVIDIA's devices,
-# the largest in use; WebGPU's minStorageBufferOffsetAlignment is 256 at most, CUDA's vectors of four
-# numbers want 16.
+# Buffers begin at multiples of it in the arena: CL_DEVICE_MEM_BASE_ADDR_ALIGN of NVIDIA's devices,
+# the largest in use. WebGPU's minStorageBufferOffsetAlignment is at most 256, and CUDA's vectors of
+# four numbers want 16.
 ALIGNMENT = 512
 
 

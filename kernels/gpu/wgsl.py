@@ -3,8 +3,8 @@
 TVM writes for its own launcher. Here
 
 - each kernel is a program of its own: their declarations have the same names;
-- the length of the grid is a number in the source, where TVM reads it from a uniform buffer; along x
-  WebGPU has at most 65535 groups, and TVM's kernels take the rest along z;
+- the length of the grid is a number in the source, where TVM reads it from a uniform buffer; along
+  x WebGPU has at most 65535 groups, and TVM's kernels take the rest along z;
 - all tensors may be written: a dispatch may not read and write one buffer by bindings of both
   kinds, and tensors are parts of one arena;
 - a tensor that is given twice is one binding, since bindings that may be written must not overlap;
@@ -32,9 +32,7 @@ MOST_BINDINGS = 8
 _MOST_GROUPS = 65535
 
 _KERNEL = re.compile(r"// Function: (\w+)\n//-+\n(.*?)(?=// Function: |\Z)", re.DOTALL)
-_TENSOR = re.compile(
-    r"@group\(0\) @binding\(\d+\) var<storage, \w+> (\w+) : array<([\w<>]+)>;\n"
-)
+_TENSOR = re.compile(r"@group\(0\) @binding\(\d+\) var<storage, \w+> (\w+) : array<([\w<>]+)>;\n")
 _GRID = re.compile(
     r"\nstruct (\w+) \{\n  (\w+): u32\n\}\n"
     r"@group\(0\) @binding\(\d+\) var<uniform> (\w+) : \1;\n"
@@ -76,8 +74,8 @@ def check_tensors(functions: Mapping[ir.GlobalVar, tirx.PrimFunc]) -> None:
         dtypes |= {str(buffer.dtype) for buffer in kept if buffer.scope() == "global"}
         for dtype in sorted(dtypes.difference(_DTYPES)):
             raise CompileError(
-                f"{variable.name_hint} has a tensor of {dtype}, and WebGPU has {', '.join(_DTYPES)} "
-                "only; cast it in the model, or take another --target"
+                f"{variable.name_hint} has a tensor of {dtype}, and WebGPU has only "
+                f"{', '.join(_DTYPES)}; cast it in the model, or take another --target"
             )
 
 
@@ -88,7 +86,7 @@ def build_wgsl(plan: LaunchPlan) -> LaunchPlan:
         plan: with TVM's WGSL as its only program.
 
     Raises:
-        CompileError: a kernel has more tensors than WebGPU has bindings, or a grid that is too long.
+        CompileError: a kernel has more tensors than WebGPU has bindings, or a grid too long for it.
     """
     sources = {name: text for source in plan.programs for name, text in _KERNEL.findall(source)}
     programs: dict[str, int] = {}

@@ -1,5 +1,7 @@
 """Each of our GPU schedules on an OpenCL device, against its definition in numpy.
 
+Some of them in WGSL too, where there is a WebGPU device.
+
 ONNX Runtime is the third witness: `compile` itself compares with it before it writes an artifact.
 """
 
@@ -10,13 +12,14 @@ import pytest
 from onnx import numpy_helper, parser
 from tvm import relax, topi
 
-from leakyforge.errors import DeviceError
+from leakyforge.errors import DeviceError, MissingDependencyError
 from leakyforge.kernels import compile
 from leakyforge.kernels.gpu import gemm, parse_gpu_target, schedule_gpu
 from leakyforge.kernels.gpu.gemm import GemmConfig, choose_config
 from leakyforge.kernels.gpu.limits import DeviceLimits
 from leakyforge.runtime import Session, read_artifact
 from leakyforge.runtime import opencl as launcher
+from leakyforge.runtime import webgpu
 from leakyforge.runtime.plan import parse_plan
 from leakyforge.tolerance import tolerance
 
@@ -25,6 +28,18 @@ try:
     launcher.find_devices()
 except DeviceError:
     pytest.skip("this machine has no OpenCL device", allow_module_level=True)
+
+try:
+    webgpu.find_adapters()
+    LACKS = ""
+except (DeviceError, MissingDependencyError) as error:
+    LACKS = str(error)
+TARGETS = ["opencl", pytest.param("webgpu", marks=pytest.mark.skipif(LACKS != "", reason=LACKS))]
+# What a language calls the memory of a group, and its barrier.
+WORDS = {
+    "opencl": ("__local float", "barrier("),
+    "webgpu": ("var<workgroup>", "workgroupBarrier()"),
+}
 
 HEADER = '<ir_version: 8, opset_import: ["": 18]>'
 ALPHA = np.float32(0.1)
@@ -35,7 +50,7 @@ TILES = GemmConfig(row_threads=4, lane_threads=8, rows=2, lanes=8, depth=8)
 class Compiled:
     """A model whose inputs `w...` are constants, its plan, and the rule of each kernel."""
 
-    def __init__(self, text, folder):
+    def __init__(self, text, folder, target="opencl"):
         proto = parser.parse_model(HEADER + text)
         random = np.random.default_rng(0)
         self.values, self.feeds = {}, {}
@@ -49,14 +64,19 @@ class Compiled:
             else:
                 self.feeds[value.name] = array
         decisions = []
-        path = compile(proto, "opencl", output=folder / "m.lfa", on_decision=decisions.append)
+        path = compile(proto, target, output=folder / "m.lfa", on_decision=decisions.append)
         artifact = read_artifact(path)
         (self.variant,) = artifact.manifest.variants
         self.plan = parse_plan(artifact.library)
         self.source = "".join(self.plan.programs)
         self.rules = [decision.rule for decision in decisions]
         self.refused = [decision.refused for decision in decisions]
-        self.path = path
+        self.path, self.target = path, target
+
+    @property
+    def uses_groups(self):
+        """Whether work items of a group share memory and wait for one another."""
+        return all(word in self.source for word in WORDS[self.target])
 
     def check(self, desired, terms):
         """Compare with float64's result; `terms` are added up for each element."""
@@ -134,7 +154,8 @@ class TestGemm:
             ((1, 12, 4, 5, 10, 1, 1), (1, 1), (1, 1), (0, 0, 0, 0), (4, 5)),
         ],
     )
-    def test_convolution(self, tmp_path, small_tiles, sizes, strides, dilations, pads, out):
+    @pytest.mark.parametrize("target", TARGETS)
+    def test_convolution(self, tmp_path, small_tiles, target, sizes, strides, dilations, pads, out):
         n, k, h, w, c, r, s = sizes
         compiled = Compiled(
             self.CONV.format(
@@ -142,6 +163,7 @@ class TestGemm:
                 sx=strides[1], dy=dilations[0], dx=dilations[1], pads=",".join(map(str, pads)),
             ),
             tmp_path,
+            target,
         )  # fmt: skip
         values = compiled.values
         convolution = convolve(
@@ -151,8 +173,7 @@ class TestGemm:
         compiled.check(leaky(biased) + values["residual"], k * r * s + 3)
         assert compiled.rules == ["gemm"]
         assert len(compiled.plan.launches) == 1
-        assert "__local float" in compiled.source
-        assert "barrier(" in compiled.source
+        assert compiled.uses_groups
         assert [kernel.algorithm for kernel in compiled.variant.kernels] == ["gemm"]
 
     def test_vectors_where_memory_is_contiguous(self, tmp_path, small_tiles):
@@ -234,19 +255,22 @@ class TestGemm:
 
 
 class TestGemv:
+    @pytest.mark.parametrize("target", TARGETS)
     @pytest.mark.parametrize(("depth", "outputs"), [(36, 44), (37, 33)])
-    def test_outputs_contiguous(self, tmp_path, depth, outputs):
+    def test_outputs_contiguous(self, tmp_path, target, depth, outputs):
         compiled = Compiled(
             f"g (float[1,{depth}] x, float[{depth},{outputs}] wt, float[{outputs}] wb,"
             f" float[1,{outputs}] residual) => (float[1,{outputs}] y) {{ p = MatMul (x, wt)"
             " b = Add (p, wb) l = LeakyRelu <alpha = 0.1> (b) y = Add (l, residual) }",
             tmp_path,
+            target,
         )
         values = compiled.values
         product = values["x"].astype(np.float64) @ values["wt"] + values["wb"]
         compiled.check(leaky(product) + values["residual"], depth + 3)
         self.adds_up_in_a_group(compiled)
-        assert ("vload4(0, param_0_ptr" in compiled.source) == (outputs % 4 == 0)
+        if target == "opencl":
+            assert ("vload4(0, param_0_ptr" in compiled.source) == (outputs % 4 == 0)
 
     @pytest.mark.parametrize("size", [2, 3])
     def test_depth_contiguous(self, tmp_path, size):
@@ -276,19 +300,20 @@ class TestGemv:
         assert compiled.rules == ["gemv"]
         (launch,) = compiled.plan.launches
         assert np.prod(launch.group) == 256
-        assert "__local float" in compiled.source
-        assert "barrier(" in compiled.source
+        assert compiled.uses_groups
 
 
 class TestWindows:
+    @pytest.mark.parametrize("target", TARGETS)
     @pytest.mark.parametrize("groups", [6, 2])
-    def test_grouped_convolution(self, tmp_path, groups):
+    def test_grouped_convolution(self, tmp_path, target, groups):
         each = 6 // groups
         compiled = Compiled(
             f"g (float[2,6,9,7] x, float[6,{each},3,3] wt, float[6] wb, float[2,6,9,7] residual)"
             f" => (float[2,6,9,7] y) {{ c = Conv <group = {groups}, pads = [1,1,1,1]> (x, wt, wb)"
             " l = LeakyRelu <alpha = 0.1> (c) y = Add (l, residual) }",
             tmp_path,
+            target,
         )
         values = compiled.values
         convolution = convolve(values["x"], values["wt"], pads=(1, 1, 1, 1), groups=groups)
@@ -322,18 +347,21 @@ class TestWindows:
 
 
 class TestElementwise:
+    @pytest.mark.parametrize("target", TARGETS)
     @pytest.mark.parametrize("shape", [(3, 7, 12), (5, 7)])
-    def test_axes_are_forgotten(self, tmp_path, shape):
+    def test_axes_are_forgotten(self, tmp_path, target, shape):
         sizes = ",".join(map(str, shape))
         compiled = Compiled(
             f"g (float[{sizes}] x, float[{sizes}] r) => (float[{sizes}] y) {{"
             " l = LeakyRelu <alpha = 0.1> (x) y = Add (l, r) }",
             tmp_path,
+            target,
         )
         x, residual = compiled.values.values()
         compiled.check(leaky(x.astype(np.float64)) + residual, 2)
         assert compiled.rules == ["elementwise"]
-        assert ("vstore4" in compiled.source) == (np.prod(shape) % 4 == 0)
+        if target == "opencl":
+            assert ("vstore4" in compiled.source) == (np.prod(shape) % 4 == 0)
         # Neither a quotient nor a remainder is computed.
         assert not any(sign in compiled.source for sign in (" / ", " % "))
 

@@ -1,4 +1,4 @@
-"""WebGPU artifacts: compiled everywhere, run where there is a device, Mesa's software Vulkan too."""
+"""WebGPU artifacts: compiled everywhere, run where there is a device, which Mesa's Vulkan is too."""
 
 import dataclasses
 import json
@@ -97,7 +97,9 @@ class TestKernels:
         assert variant.memory == plan.memory
 
     def test_a_tensor_given_twice_is_one_binding(self, tmp_path):
-        text = "g (float[5,7] x) => (float[5,7] y) { l = LeakyRelu(x) s = Softmax(l) y = Add(s, s) }"
+        text = (
+            "g (float[5,7] x) => (float[5,7] y) { l = LeakyRelu(x) s = Softmax(l) y = Add(s, s) }"
+        )
         plan = read_plan(read_artifact(compile(model(text), "webgpu", output=tmp_path / "m.lfa")))
         within_limits(plan)
         assert all(len(set(launch.buffers)) == len(launch.buffers) for launch in plan.launches)
@@ -125,9 +127,15 @@ class TestKernels:
     @pytest.mark.parametrize(
         ("text", "message"),
         [
-            ("g (float[5] x, float[5] r) => (bool[5] y) { y = Less (x, r) }", "less has a tensor of bool"),
+            (
+                "g (float[5] x, float[5] r) => (bool[5] y) { y = Less (x, r) }",
+                "less has a tensor of bool",
+            ),
             ("g (int64[5] x) => (int64[5] y) { y = Add (x, x) }", "add has a tensor of int64"),
-            ("g (double[5] x) => (double[5] y) { y = LeakyRelu (x) }", "leaky_relu has a tensor of float64"),
+            (
+                "g (double[5] x) => (double[5] y) { y = LeakyRelu (x) }",
+                "leaky_relu has a tensor of float64",
+            ),
             ("g (float[N,7] x) => (float[N,7] y) { y = LeakyRelu (x) }", "--shape"),
         ],
     )
@@ -238,7 +246,7 @@ print(sorted(name for name in sys.modules if name in ("tvm", "tvm_ffi")))
 class TestErrors:
     def test_no_device(self, leaky, monkeypatch):
         monkeypatch.setattr(wgpu.gpu, "enumerate_adapters_sync", list)
-        with pytest.raises(DeviceError, match="there is no WebGPU device; install .* Mesa's"):
+        with pytest.raises(DeviceError, match=r"there is no WebGPU device; install .* Mesa's"):
             Session(leaky)
 
     def test_without_a_device_it_is_not_run(self, tmp_path, monkeypatch):
@@ -278,7 +286,7 @@ class TestErrors:
         adapter = launcher.choose_adapter()
         monkeypatch.setattr(launcher, "choose_adapter", lambda _: adapter)
         monkeypatch.setattr(type(adapter), "features", frozenset())
-        with pytest.raises(DeviceError, match="float16, and .* lacks shader-f16"):
+        with pytest.raises(DeviceError, match=r"float16, and .* lacks shader-f16"):
             Session(changed(leaky, programs=["enable f16;"]))
 
     @needs_device
@@ -287,7 +295,7 @@ class TestErrors:
             raise wgpu.GPUOutOfMemoryError("")
 
         monkeypatch.setattr(launcher.WebGpuEngine, "_buffer", fail)
-        with pytest.raises(DeviceError, match="cannot be prepared on .*: out of device memory"):
+        with pytest.raises(DeviceError, match=r"cannot be prepared on .*: out of device memory"):
             Session(leaky)
 
     @needs_device
