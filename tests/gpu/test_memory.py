@@ -9,6 +9,7 @@ from leakyforge.models import build
 from leakyforge.runtime import read_artifact
 from leakyforge.runtime.plan import read_plan
 
+
 def arena(tensors, offsets):
     return max(
         (offset + tensor.size for tensor, offset in zip(tensors, offsets, strict=True)), default=0

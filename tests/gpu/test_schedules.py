@@ -17,9 +17,8 @@ from leakyforge.kernels import compile
 from leakyforge.kernels.gpu import gemm, parse_gpu_target, schedule_gpu
 from leakyforge.kernels.gpu.gemm import GemmConfig, choose_config
 from leakyforge.kernels.gpu.limits import DeviceLimits
-from leakyforge.runtime import Session, read_artifact
+from leakyforge.runtime import Session, read_artifact, webgpu
 from leakyforge.runtime import opencl as launcher
-from leakyforge.runtime import webgpu
 from leakyforge.runtime.plan import parse_plan
 from leakyforge.tolerance import tolerance
 

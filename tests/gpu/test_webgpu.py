@@ -1,4 +1,4 @@
-"""WebGPU artifacts: compiled everywhere, run where there is a device, which Mesa's Vulkan is too."""
+"""WebGPU artifacts: compiled everywhere, run where there is a device, as Mesa's Vulkan is one."""
 
 import dataclasses
 import json
@@ -25,6 +25,7 @@ from leakyforge.kernels.gpu import build_plan, build_wgsl, parse_gpu_target
 from leakyforge.kernels.gpu.wgsl import MOST_BINDINGS
 from leakyforge.kernels.importer import import_onnx
 from leakyforge.kernels.pipeline import fuse
+from leakyforge.render import print_manifest
 from leakyforge.runtime import Session, bench, check, read_artifact, read_manifest, verify
 from leakyforge.runtime import webgpu as launcher
 from leakyforge.runtime.doctor import examine
@@ -155,6 +156,11 @@ class TestKernels:
         plan = LaunchPlan((program,), b"", 0, weights, (), tuple(range(9)), (), (launch,))
         with pytest.raises(CompileError, match="k has 9 tensors"):
             build_wgsl(plan)
+
+    def test_inspect_shows_the_memory(self, leaky, capsys):
+        print_manifest(str(leaky), read_manifest(leaky))
+        # Input and output, of which the second begins at a multiple of 512 bytes.
+        assert re.search(r"device memory +│ 652 bytes", capsys.readouterr().out)
 
     def test_bench_would_say_nothing(self, leaky):
         with pytest.raises(InputError, match="for WebGPU devices"):
