@@ -15,13 +15,12 @@ from leakyforge.errors import LeakyforgeError, ModelError, UnsupportedOperatorEr
 from leakyforge.exporter.shapes import value_shape
 from leakyforge.kernels.half import layer_name
 from leakyforge.kernels.onnx_ops import CONVERTERS
-from leakyforge.onnx_graph import graph_inputs
+from leakyforge.onnx_graph import PRODUCTS, graph_inputs
 
 _STANDARD_DOMAINS = ("", "ai.onnx")
 # Attribute of `main`: names of the layers of `LAYERS` in the ONNX graph, in order.
 LAYER_NAMES = "leakyforge.layers"
-# ONNX operators with weights, and what the front end makes of each, one for one.
-_WITH_WEIGHTS = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
+# What the front end makes of ONNX's `PRODUCTS`, one for one.
 LAYERS = (
     "relax.matmul",
     "relax.nn.conv1d",
@@ -29,7 +28,7 @@ LAYERS = (
     "relax.nn.conv2d",
     "relax.nn.conv2d_transpose",
 )
-_PACKED_TYPES = frozenset(
+PACKED_TYPES = frozenset(
     onnx.TensorProto.DataType.Value(name)
     for name in ("INT4", "UINT4", "FLOAT4E2M1", "INT2", "UINT2")
     if name in onnx.TensorProto.DataType.keys()  # noqa: SIM118 - protobuf's is no mapping
@@ -96,9 +95,7 @@ def import_onnx(proto: onnx.ModelProto) -> tvm.IRModule:
     if len(module["main"].params) != len(graph_inputs(proto)):
         raise ModelError(f"TVM's ONNX front end changed the inputs of graph {proto.graph.name!r}")
     # The front end keeps no name.
-    names = [
-        layer_name(node.output[0]) for node in named.graph.node if node.op_type in _WITH_WEIGHTS
-    ]
+    names = [layer_name(node.output[0]) for node in named.graph.node if node.op_type in PRODUCTS]
     module["main"] = module["main"].with_attr(LAYER_NAMES, names)
     return module
 
@@ -117,19 +114,24 @@ def _our_converters() -> Iterator[None]:
 def _check_operators(proto: onnx.ModelProto) -> None:
     """Refuse a graph with operators that the front end has no converter for."""
     for node in proto.graph.node:
-        domain = f"{node.domain}." if node.domain not in _STANDARD_DOMAINS else ""
-        if unsupported_operators([f"{domain}{node.op_type}"]):
+        if unsupported_operators([operator(node)]):
             raise UnsupportedOperatorError(
-                f"operator {domain}{node.op_type} (node {node.name or node.output[0]!r}) is not "
-                "supported by the compiler; replace it in the model or cut the graph before it"
+                f"operator {operator(node)} (node {node.name or node.output[0]!r}) is not "
+                "supported by the compiler; replace it in the model, cut the graph before it, or "
+                "have ONNX Runtime run it with --fallback onnxruntime"
             )
+
+
+def operator(node: onnx.NodeProto) -> str:
+    """Name of a node's operator; a foreign one is `domain.Operator`."""
+    return node.op_type if node.domain in _STANDARD_DOMAINS else f"{node.domain}.{node.op_type}"
 
 
 def _check_types(proto: onnx.ModelProto) -> None:
     """Refuse tensors of fewer than 8 bits: TVM packs them, and a caller's arrays do not."""
     for value in (*graph_inputs(proto), *proto.graph.output):
         kind = value.type.tensor_type.elem_type
-        if kind in _PACKED_TYPES:
+        if kind in PACKED_TYPES:
             raise ModelError(
                 f"{value.name!r} is of type {onnx.TensorProto.DataType.Name(kind)}, which is not "
                 "supported as an input or output; cast it in the model"

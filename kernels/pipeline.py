@@ -35,6 +35,12 @@ LAYOUTS = {
     "relax.nn.conv2d_transpose": ["NHWC", "IHWO"],
 }
 
+# What TVM's own transposed convolutions are lowered in.
+_TRANSPOSED_LAYOUTS = {
+    "relax.nn.conv1d_transpose": ["NCW", "IOW"],
+    "relax.nn.conv2d_transpose": ["NCHW", "IOHW"],
+}
+
 Rule = Callable[[s_tir.Schedule, CpuTarget], NoMatch | None]
 
 # Tried in this order; a rule that fits schedules the function and returns None.
@@ -96,14 +102,15 @@ def _has_convolution(module: tvm.IRModule) -> bool:
 
 
 def _wanted_layouts(call: relax.Call) -> dict[str, list[str]]:
-    """Layouts to give to a call; none where our definitions do not take it.
+    """Layouts to give to a call.
 
-    TVM's own transposed convolution has no channels-last form to fall back on.
+    TVM's own transposed convolution has no channels-last form to fall back on where our definitions
+    do not take it, and without a wish it takes the layout of what is before it.
     """
     name = call.op.name
-    if name not in LAYOUTS or (name.endswith("_transpose") and not takes_transposed(call)):
-        return {}
-    return {name: LAYOUTS[name]}
+    if name in _TRANSPOSED_LAYOUTS and not takes_transposed(call):
+        return {name: _TRANSPOSED_LAYOUTS[name]}
+    return {name: LAYOUTS[name]} if name in LAYOUTS else {}
 
 
 def legalize_and_fuse(

@@ -150,6 +150,11 @@ def export(
 @click.option("--measure/--no-measure", default=True, show_default=True,
               help="With --target cpu, time the algorithms of large layers; without, equal inputs "
               "give equal bytes.")  # fmt: skip
+@click.option("--fallback", type=click.Choice(["onnxruntime"]),
+              help="Have ONNX Runtime run what cannot be compiled; `inspect` shows the border.")  # fmt: skip
+@click.option("--inputs", type=FILE,
+              help="An .npz file with an array for each input, to compare the code on and to keep; "
+              "by default random ones.")  # fmt: skip
 @click.option("--explain", is_flag=True, help="Show each layer's algorithm, and why it was taken.")
 @common_options
 def compile_command(
@@ -159,6 +164,8 @@ def compile_command(
     shapes: tuple[tuple[str, tuple[int, ...]], ...],
     precision: str,
     measure: bool,
+    fallback: str | None,
+    inputs: Path | None,
     explain: bool,
     quiet: bool,
 ) -> None:
@@ -167,11 +174,23 @@ def compile_command(
     \b
     Example:
       leakyforge compile model.onnx --target cpu:x86-64-v3 --shape input=1x3x416x416
+      leakyforge compile voice.onnx --fallback onnxruntime
     """
     from leakyforge.render import print_layers
 
     layers: list[Any] = []
-    path = _compile(model, output, target, dict(shapes), quiet, precision, measure, layers.append)
+    path = _compile(
+        model,
+        output,
+        target,
+        dict(shapes),
+        quiet,
+        precision=precision,
+        measure=measure,
+        fallback=fallback,
+        inputs=None if inputs is None else _load_npz(inputs),
+        on_layer=layers.append,
+    )
     if explain:
         print_layers(layers)
     _say(quiet, f"wrote {path}")
@@ -531,9 +550,7 @@ def _compile(
     target: str,
     shapes: dict[str, tuple[int, ...]],
     quiet: bool,
-    precision: str = "default",
-    measure: bool = True,
-    on_layer: Callable[[Any], None] = lambda _report: None,
+    **options: Any,
 ) -> Path:
     """Compile with a progress bar on standard error."""
     from leakyforge.kernels import STAGES
@@ -541,14 +558,7 @@ def _compile(
 
     with _progress(f"compile {model.name}", STAGES, quiet) as on_stage:
         return compile_model(
-            model,
-            target,
-            output=output,
-            shapes=shapes,
-            precision=precision,
-            measure=measure,
-            on_stage=on_stage,
-            on_layer=on_layer,
+            model, target, output=output, shapes=shapes, on_stage=on_stage, **options
         )
 
 
