@@ -98,7 +98,11 @@ def lower(module: tvm.IRModule, target: CpuTarget, options: Options, prefix: str
         options.on_stage("schedule")
         scheduled, decisions = schedule(fused, target)
         options.on_stage("lower")
-        return Lowered(lower_to_vm(scheduled, target), fused, decisions)
+        hoisted = lower_to_vm(scheduled, target)
+        if prefix:
+            # Lowering adds functions that compute sizes.
+            hoisted = HoistedModule(_rename_kernels(hoisted.module, prefix), hoisted.weights)
+        return Lowered(hoisted, fused, decisions)
 
 
 def report(
@@ -211,13 +215,16 @@ class _Renamer(PyExprMutator):  # type: ignore[misc]
 
 
 def _rename_kernels(module: tvm.IRModule, prefix: str) -> tvm.IRModule:
-    """The module with a prefix before the name of every function but `main`."""
+    """The module with a prefix before the name of every function that has none yet but `main`."""
     renamer = _Renamer()
     builder = renamer.builder_
+    kept = {}
     for variable, function in module.functions.items():
         name = str(variable.name_hint)
-        if name != "main":
+        if name == "main" or name.startswith(prefix):
+            kept[variable] = function
+        else:
             renamed = function.with_attr("global_symbol", prefix + name)
             renamer.variables[name] = builder.add_func(renamed, prefix + name)
-    main = {module.get_global_var("main"): renamer.visit_expr(module["main"])}
-    return tvm.IRModule({**builder.get().functions, **main}, attrs=module.attrs)
+    kept[module.get_global_var("main")] = renamer.visit_expr(module["main"])
+    return tvm.IRModule({**builder.get().functions, **kept}, attrs=module.attrs)

@@ -2,10 +2,13 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import onnx
+import tvm
+from tvm import relax
 
-from leakyforge.errors import LeakyforgeError, ModelError
+from leakyforge.errors import LeakyforgeError, ModelError, ShapeError
 from leakyforge.kernels.cpu_code import (
     Code,
     Lowered,
@@ -26,8 +29,22 @@ from leakyforge.opsets import OLDEST_OF_ONNXRUNTIME, at_least
 from leakyforge.runtime.manifest import CompiledStage, OnnxStage, Stage
 from leakyforge.runtime.reference import one_line
 
-# Compiles a part, under a prefix for its kernels; without one, only to see whether it can be done.
-Attempt = Callable[[onnx.ModelProto, str], Lowered]
+# A step of the compiler, which raises where it cannot take a model.
+_Attempt = Callable[[onnx.ModelProto], object]
+
+
+@dataclass(frozen=True)
+class Compiler:
+    """What a stage has to pass.
+
+    Attributes:
+        load: imports a model, and refuses values whose shape is not known.
+        lower: what comes after it, with a prefix for the kernels; without one, only to see whether
+            it can be done.
+    """
+
+    load: Callable[[onnx.ModelProto], tvm.IRModule]
+    lower: Callable[[tvm.IRModule, str], Lowered]
 
 
 def compile_parts(proto: onnx.ModelProto, target: CpuTarget, options: Options) -> Code:
@@ -50,15 +67,10 @@ def compile_parts(proto: onnx.ModelProto, target: CpuTarget, options: Options) -
     options.on_stage("import")
 
     tried = dataclasses.replace(options, unmeasured="only tried")
-
-    def attempt(model: onnx.ModelProto, prefix: str) -> Lowered:
-        module = import_onnx(add_up_in_float32(model))
-        lowered = lower(module, target, options if prefix else tried, prefix)
-        # Refuses shapes that are not known.
-        output_specs(model, lowered.fused)
-        return lowered
-
-    parts, lowered, refused = plan_stages(graph, attempt)
+    compiler = Compiler(
+        _load, lambda module, prefix: lower(module, target, options if prefix else tried, prefix)
+    )
+    parts, lowered, refused = plan_stages(graph, compiler)
     stages: list[Stage] = []
     members: dict[str, bytes] = {}
     for index, part in enumerate(parts):
@@ -67,9 +79,9 @@ def compile_parts(proto: onnx.ModelProto, target: CpuTarget, options: Options) -
             tuple(value.name for value in part.model.graph.output),
         )
         if part.compiled:
-            weights = len(lowered[index].hoisted.weights)
+            count = len(lowered[index].hoisted.weights)
             labels = tuple(map(label, part.nodes))
-            stages.append(CompiledStage(*names, labels, _function(index), weights))
+            stages.append(CompiledStage(*names, labels, _function(index), count))
         else:
             reasons = {label(node): refused[key(node)] for node in part.nodes}
             member = f"stages/{index}.onnx"
@@ -92,7 +104,25 @@ def _function(index: int) -> str:
     return f"stage{index}"
 
 
-def plan_stages(graph: Graph, attempt: Attempt) -> tuple[list[Part], dict[int, Lowered], Refusals]:
+def _load(model: onnx.ModelProto) -> tvm.IRModule:
+    """Import a part of a model.
+
+    Raises:
+        ModelError: the front end refuses it.
+        ShapeError: it leaves the rank or a size of a value open.
+    """
+    module = import_onnx(add_up_in_float32(model))
+    output_specs(model, module)
+    for block in module["main"].body.blocks:
+        for binding in block.bindings:
+            if isinstance(binding.var.ty, relax.TensorType) and binding.var.ty.shape is None:
+                raise ShapeError("a shape is not known at compile time")
+    return module
+
+
+def plan_stages(
+    graph: Graph, compiler: Compiler
+) -> tuple[list[Part], dict[int, Lowered], Refusals]:
     """Cut a graph so that every compiled stage compiles.
 
     A stage that does not compile gives up one node at a time (see `_culprit`).
@@ -112,9 +142,12 @@ def plan_stages(graph: Graph, attempt: Attempt) -> tuple[list[Part], dict[int, L
             prefix = f"{_function(index)}_"
             outputs = (value.name for value in part.model.graph.output)
             same = (prefix, *map(key, part.nodes), "", *outputs)
+            attempt: _Attempt = compiler.load
             try:
                 if same not in done:
-                    done[same] = attempt(part.model, prefix)
+                    module = compiler.load(part.model)
+                    attempt = lambda model: compiler.lower(compiler.load(model), "")  # noqa: E731
+                    done[same] = compiler.lower(module, prefix)
             except LeakyforgeError as error:
                 refused |= _culprit(graph, part, attempt, error)
                 break
@@ -123,7 +156,7 @@ def plan_stages(graph: Graph, attempt: Attempt) -> tuple[list[Part], dict[int, L
             return parts, lowered, refused
 
 
-def _culprit(graph: Graph, part: Part, attempt: Attempt, error: LeakyforgeError) -> Refusals:
+def _culprit(graph: Graph, part: Part, attempt: _Attempt, error: LeakyforgeError) -> Refusals:
     """The node that ends the shortest beginning of a stage which does not compile, and why.
 
     By bisection; a beginning gives what the rest of the stage reads, integers of rank 0 and 1
@@ -143,7 +176,7 @@ def _culprit(graph: Graph, part: Part, attempt: Attempt, error: LeakyforgeError)
 
 
 def _problem(
-    graph: Graph, nodes: Sequence[onnx.NodeProto], attempt: Attempt
+    graph: Graph, nodes: Sequence[onnx.NodeProto], attempt: _Attempt
 ) -> LeakyforgeError | None:
     """Why nodes do not compile; None where they do."""
     model = graph.part(nodes)
@@ -151,7 +184,7 @@ def _problem(
     if not outputs:
         return None
     try:
-        attempt(graph.part(nodes, outputs), "")
+        attempt(graph.part(nodes, outputs))
     except LeakyforgeError as error:
         return error
     return None

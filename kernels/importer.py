@@ -38,7 +38,7 @@ _BUILT_IN = {"Constant", "If"}
 
 
 class _Elementwise(onnx_frontend.OnnxOpConverter):  # type: ignore[misc]
-    """Max and Min of several tensors as a chain: the front end stacks them and then reduces."""
+    """Operators of several tensors as a chain: the front end stacks them and then reduces."""
 
     operator: ClassVar[Any]
 
@@ -62,7 +62,13 @@ class _Min(_Elementwise):
     operator = staticmethod(relax.op.minimum)
 
 
-_REPLACED = {"Max": _Max, "Min": _Min, **CONVERTERS}
+class _Sum(_Elementwise):
+    """ONNX operator Sum."""
+
+    operator = staticmethod(relax.op.add)
+
+
+_REPLACED = {"Max": _Max, "Min": _Min, "Sum": _Sum, **CONVERTERS}
 
 
 def import_onnx(proto: onnx.ModelProto) -> tvm.IRModule:

@@ -19,6 +19,7 @@ from onnxscript import ir
 
 from leakyforge.errors import ModelError
 from leakyforge.kernels.importer import PACKED_TYPES, operator, unsupported_operators
+from leakyforge.kernels.symbolic_sizes import name_sizes
 from leakyforge.onnx_graph import PRODUCTS, is_large, light_copy, node_flops, value_shapes
 
 LEAST_FLOPS = 1_000_000
@@ -67,12 +68,14 @@ class Graph:
                 self._readers.setdefault(name, set()).add(reader)
         self._results = {value.name for value in graph.output}
         self._weights = {tensor.name: tensor for tensor in graph.initializer}
-        inferred = onnx.shape_inference.infer_shapes(light_copy(self._model), data_prop=True).graph
+        light = light_copy(self._model)
+        inferred = onnx.shape_inference.infer_shapes(light, data_prop=True).graph
         self.types = {
             value.name: value
             for value in (*inferred.input, *inferred.value_info, *inferred.output)
             if value.name not in self._weights
         }
+        name_sizes(self.types, light)
         self._shapes = value_shapes(self._model)
 
     def refusals(self) -> Refusals:
@@ -208,7 +211,8 @@ class Graph:
 
 def key(node: onnx.NodeProto) -> str:
     """What a node is known by: its first output that is there."""
-    return next(filter(None, node.output))
+    name: str = next(filter(None, node.output))
+    return name
 
 
 def label(node: onnx.NodeProto) -> str:

@@ -68,7 +68,7 @@ def onnx_specs(
         inputs.append(dataclasses.replace(_onnx_spec(value), low=low, high=high))
     outputs = [
         dataclasses.replace(
-            _onnx_spec(types[value.name]),
+            _onnx_spec(value if value_shape(value) is not None else types[value.name]),
             rounding_steps=steps[value.name],
             quantisations=quantised[value.name],
         )

@@ -151,7 +151,7 @@ def export(
               help="With --target cpu, time the algorithms of large layers; without, equal inputs "
               "give equal bytes.")  # fmt: skip
 @click.option("--fallback", type=click.Choice(["onnxruntime"]),
-              help="Have ONNX Runtime run what cannot be compiled; `inspect` shows the border.")  # fmt: skip
+              help="Have ONNX Runtime run what cannot be compiled; inspect shows it.")  # fmt: skip
 @click.option("--inputs", type=FILE,
               help="An .npz file with an array for each input, to compare the code on and to keep; "
               "by default random ones.")  # fmt: skip
