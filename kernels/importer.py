@@ -100,10 +100,45 @@ def import_onnx(proto: onnx.ModelProto) -> tvm.IRModule:
             ) from error
     if len(module["main"].params) != len(graph_inputs(proto)):
         raise ModelError(f"TVM's ONNX front end changed the inputs of graph {proto.graph.name!r}")
+    module = _with_tensor_outputs(module)
     # The front end keeps no name.
     names = [layer_name(node.output[0]) for node in named.graph.node if node.op_type in PRODUCTS]
     module["main"] = module["main"].with_attr(LAYER_NAMES, names)
     return module
+
+
+def _with_tensor_outputs(module: tvm.IRModule) -> tvm.IRModule:
+    """The module with tensors in place of outputs that the front end left as Relax's shapes."""
+    main = module["main"]
+    result = main.body.body
+    is_tuple = isinstance(result.ty, relax.TupleType)
+    kinds = list(result.ty.fields) if is_tuple else [result.ty]
+    if not any(isinstance(kind, relax.ShapeType) for kind in kinds):
+        return module
+    bindings = []
+
+    def bind(name: str, kind: relax.Type, value: relax.Expr) -> relax.Var:
+        bindings.append(relax.VarBinding(relax.Var(name, kind), value))
+        return bindings[-1].var
+
+    outputs = []
+    for index, kind in enumerate(kinds):
+        output = result
+        if is_tuple:
+            output = bind(f"output_{index}", kind, relax.TupleGetItem(result, index))
+        if isinstance(kind, relax.ShapeType):
+            tensor = relax.TensorType([kind.ndim], "int64")
+            output = bind(f"sizes_{index}", tensor, relax.op.shape_to_tensor(output))
+        outputs.append(output)
+    body = relax.SeqExpr(
+        [*main.body.blocks, relax.BindingBlock(bindings)],
+        relax.Tuple(outputs) if is_tuple else outputs[0],
+    )
+    types = [output.ty for output in outputs]
+    returned = relax.TupleType(types) if is_tuple else types[0]
+    function = relax.Function(main.params, body, returned, main.is_pure, main.attrs)
+    variable = module.get_global_var("main")
+    return relax.transform.Normalize()(tvm.IRModule({**module.functions, variable: function}))
 
 
 @contextlib.contextmanager
@@ -119,13 +154,29 @@ def _our_converters() -> Iterator[None]:
 
 def _check_operators(proto: onnx.ModelProto) -> None:
     """Refuse a graph with operators that the front end has no converter for."""
-    for node in proto.graph.node:
+    for node in nodes_within(proto.graph):
         if unsupported_operators([operator(node)]):
             raise UnsupportedOperatorError(
                 f"operator {operator(node)} (node {node.name or node.output[0]!r}) is not "
                 "supported by the compiler; replace it in the model, cut the graph before it, or "
                 "have ONNX Runtime run it with --fallback onnxruntime"
             )
+
+
+def nodes_within(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    """Nodes of a graph and of the graphs in their attributes."""
+    for node in graph.node:
+        yield node
+        for inner in subgraphs(node):
+            yield from nodes_within(inner)
+
+
+def subgraphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
+    """Graphs in a node's attributes, such as the branches of If."""
+    for attribute in node.attribute:
+        if attribute.type == onnx.AttributeProto.GRAPH:
+            yield attribute.g
+        yield from attribute.graphs
 
 
 def operator(node: onnx.NodeProto) -> str:

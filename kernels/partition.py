@@ -18,7 +18,13 @@ from onnx_ir.passes.common import LiftConstantsToInitializersPass
 from onnxscript import ir
 
 from leakyforge.errors import ModelError
-from leakyforge.kernels.importer import PACKED_TYPES, operator, unsupported_operators
+from leakyforge.kernels.importer import (
+    PACKED_TYPES,
+    nodes_within,
+    operator,
+    subgraphs,
+    unsupported_operators,
+)
 from leakyforge.kernels.symbolic_sizes import name_sizes
 from leakyforge.onnx_graph import PRODUCTS, is_large, light_copy, node_flops, value_shapes
 
@@ -85,7 +91,8 @@ class Graph:
 
     def _refusal(self, node: onnx.NodeProto) -> str:
         """Why a node cannot be compiled, else empty."""
-        lacking = unsupported_operators({operator(each) for each in _with_inner(node)})
+        inner = (each for graph in subgraphs(node) for each in nodes_within(graph))
+        lacking = unsupported_operators({operator(each) for each in (node, *inner)})
         if lacking:
             return f"operator {lacking[0]} is not supported by the compiler"
         for name in (*self._reads[key(node)], *filter(None, node.output)):
@@ -222,15 +229,8 @@ def label(node: onnx.NodeProto) -> str:
 
 def reads(node: onnx.NodeProto) -> list[str]:
     """Values that a node reads, once each, those that its subgraphs take from around it too."""
-    inner = [name for graph in _subgraphs(node) for name in _captured(graph)]
+    inner = [name for graph in subgraphs(node) for name in _captured(graph)]
     return list(dict.fromkeys([*filter(None, node.input), *inner]))
-
-
-def _subgraphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
-    for attribute in node.attribute:
-        if attribute.type == onnx.AttributeProto.GRAPH:
-            yield attribute.g
-        yield from attribute.graphs
 
 
 def _captured(graph: onnx.GraphProto) -> Iterator[str]:
@@ -240,11 +240,3 @@ def _captured(graph: onnx.GraphProto) -> Iterator[str]:
         yield from (name for name in reads(node) if name not in own)
         own.update(node.output)
     yield from (value.name for value in graph.output if value.name not in own)
-
-
-def _with_inner(node: onnx.NodeProto) -> Iterator[onnx.NodeProto]:
-    """A node and those of its subgraphs."""
-    yield node
-    for graph in _subgraphs(node):
-        for inner in graph.node:
-            yield from _with_inner(inner)

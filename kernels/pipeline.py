@@ -7,6 +7,7 @@ import tvm
 import tvm_ffi
 from tvm import relax, s_tir, tirx
 
+from leakyforge.errors import CompileError
 from leakyforge.kernels.conv2d import match_conv2d
 from leakyforge.kernels.conv2d_dot import match_conv2d_dot
 from leakyforge.kernels.depthwise import match_depthwise
@@ -87,8 +88,22 @@ def choose_layout(module: tvm.IRModule) -> tvm.IRModule:
         # TVM gives relu a rule for layouts and leakyrelu none: without it every one is a barrier.
         relu = tvm.ir.Op.get("relax.nn.relu").get_attr("FRelaxInferLayout")
         tvm.ir.register_op_attr(leaky_relu, "FRelaxInferLayout", relu)
+    relax.analysis.post_order_visit(module["main"], _refuse_sizes)
     converted = relax.transform.ConvertLayout({}, _wanted_layouts)(module)
     return fold(converted)
+
+
+def _refuse_sizes(node: relax.Expr) -> None:
+    """Refuse an operator on a tensor and a size, on which the pass for layouts crashes."""
+    if not isinstance(node, relax.Call) or operator_name(node) == "":
+        return
+    is_tensor = [isinstance(argument.ty, relax.TensorType) for argument in node.args]
+    is_size = [isinstance(argument.ty, tvm.ir.PrimType) for argument in node.args]
+    if any(is_tensor) and any(is_size):
+        raise CompileError(
+            f"{operator_name(node)} of a tensor and of a size that is not known at compile time; "
+            "fix the inputs with --shape"
+        )
 
 
 def _has_convolution(module: tvm.IRModule) -> bool:

@@ -37,7 +37,7 @@ def output_specs(folded: onnx.ModelProto, module: tvm.IRModule) -> tuple[TensorS
 
 def _tensor_spec(name: str, kind: relax.TensorType, **fields: float | None) -> TensorSpec:
     """Describe a Relax tensor type."""
-    if kind.shape is None:
+    if not isinstance(kind, relax.TensorType) or kind.shape is None:
         raise ShapeError(
             f"the shape of {name!r} is not known at compile time; fix the inputs with --shape"
         )

@@ -143,7 +143,7 @@ class _Vits(HifiGan):
         normal = self.op("Div", centred, self.op("Sqrt", shifted, name=f"{name}_root"),
                          name=f"{name}_normal")  # fmt: skip
         scale = self.graph.constant(
-            self._weights.uniform(0.8, 1.2, self._hidden), name=f"{name}.scale"
+            self._weights.uniform(0.8, 1.2, self._hidden), name=f"{name}.gain"
         )
         scaled = self.op("Mul", normal, scale, name=f"{name}_scaled")
         return self.swapped(scaled, name)
@@ -152,7 +152,7 @@ class _Vits(HifiGan):
         """Phonemes through layers of attention and convolutions."""
         hidden = self._hidden
         table = self.graph.constant(
-            self._weights.kernel(_PHONEMES, hidden, inputs=2), name="embedding.weight"
+            self._weights.kernel(_PHONEMES, hidden, inputs=2), name="embedding.table"
         )
         x = self.swapped(self.op("Gather", table, "input", name="embedded", axis=0), "embedding")
         across = self.op("Unsqueeze", mask, self.constant([2]), name="mask_across")

@@ -51,7 +51,8 @@ def leaky(tmp_path_factory):
 
 
 def test_every_model_of_the_zoo_has_a_small_size():
-    assert SMALL.keys() == ZOO.keys()
+    # Shapes of a voice depend on values, which no launch plan can hold.
+    assert SMALL.keys() == ZOO.keys() - {"vits"}
 
 
 @pytest.mark.parametrize("name", SMALL)
