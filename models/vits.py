@@ -14,7 +14,7 @@ import onnx
 
 from leakyforge.errors import ExportError
 from leakyforge.models.hifigan import VERSIONS, HifiGan
-from leakyforge.models.options import DEFAULT_OPSET, checked_float, checked_int
+from leakyforge.models.options import DEFAULT_OPSET, checked_batch, checked_float, checked_int
 
 # Ids of phonemes in Piper's table.
 _PHONEMES = 256
@@ -31,6 +31,7 @@ def vits(
     heads: int = 2,
     channels: int = 256,
     alpha: float = 0.1,
+    batch: int | str = 1,
     seed: int = 0,
     opset: int = DEFAULT_OPSET,
 ) -> onnx.ModelProto:
@@ -48,6 +49,7 @@ def vits(
         heads: Of its attention.
         channels: Of the decoder, before its first upsampling; a multiple of 8.
         alpha: Slope of every LeakyRelu below zero but the last, whose slope is 0.01.
+        batch: 1, since each text has a length of its own.
         seed: Of the weights and of the random numbers.
         opset: Version of the ONNX operator set, 13 to 23.
 
@@ -59,6 +61,8 @@ def vits(
         raise ExportError(f"hidden={hidden} is not an even multiple of heads={heads}")
     if checked_int("channels", channels, minimum=8) % 8:
         raise ExportError(f"channels={channels} is not a multiple of 8")
+    if checked_batch(batch) != 1:
+        raise ExportError(f"batch={batch}, and vits speaks one text at a time; use 1")
     layers = checked_int("layers", layers, minimum=1)
     net = _Vits(hidden, heads, alpha=checked_float("alpha", alpha), seed=seed)
     scales = [
