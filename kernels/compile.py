@@ -326,5 +326,5 @@ def _build(
     """The variant of a CPU, its members, and the module before lowering, for its types."""
     lowered = lower(module, target, options)
     kernels = report(lowered.fused, lowered.decisions, options)
-    library = link(lowered.hoisted.module, target, options)
+    library = link(lowered.hoisted.module, target, options, module)
     return *cpu_variant(target, library, lowered.hoisted.weights, kernels), lowered.fused

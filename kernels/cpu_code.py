@@ -123,13 +123,19 @@ def report(
     return tuple(kernel_record(fused, layer) for layer in layers)
 
 
-def link(module: tvm.IRModule, target: CpuTarget, options: Options) -> bytes:
+def link(module: tvm.IRModule, target: CpuTarget, options: Options, source: tvm.IRModule) -> bytes:
     """Generate the code of a lowered module, and link it.
+
+    Args:
+        module: after lowering, which adds symbols of its own.
+        target: the processor.
+        options: whom to tell.
+        source: before lowering, whose symbols an error names.
 
     Raises:
         CompileError: TVM or the linker fails.
     """
-    with tvm_errors(module):
+    with tvm_errors(source):
         options.on_stage("build")
         with target.tvm, our_elementary_functions():
             executable = relax.build(module, target.tvm, relax_pipeline=None, tir_pipeline=PIPELINE)

@@ -93,7 +93,7 @@ def compile_parts(proto: onnx.ModelProto, target: CpuTarget, options: Options) -
     library = b""
     if code:
         module = merge({_function(index): each for index, each in lowered.items()})
-        library = link(module, target, options)
+        library = link(module, target, options, tvm.IRModule())
     weights = [weight for each in code for weight in each.hoisted.weights]
     variant, parts_of_code = cpu_variant(target, library, weights, kernels, tuple(stages))
     return Code([variant], members | parts_of_code, inputs, outputs)
