@@ -102,8 +102,8 @@ def bisect(
     Raises:
         ArtifactError: the artifact cannot be loaded here.
         ModelError: the ONNX file is absent or another one, or ONNX Runtime refuses it.
-        InputError: `inputs` do not fit, the artifact is for a device, or the reproducer cannot be
-            written.
+        InputError: `inputs` do not fit, the artifact is for a device or in stages, or the
+            reproducer cannot be written.
     """
     path = Path(artifact)
     model_file = path.with_name(f"{path.stem}-fault.onnx") if output is None else Path(output)
@@ -111,6 +111,11 @@ def bisect(
     if problem is not None:
         raise InputError(problem)
     loaded = read_artifact(path, variant)
+    if loaded.variant.stages:
+        raise InputError(
+            f"{path} runs in stages, some in ONNX Runtime, and --bisect judges the kernels of a "
+            "model that is compiled as a whole; check it without --bisect"
+        )
     session = Session(loaded)
     specs = loaded.manifest.inputs
     source = find_onnx(loaded.manifest, path, onnx_path)

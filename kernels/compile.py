@@ -1,20 +1,26 @@
 """From an ONNX model to an artifact."""
 
 import contextlib
-import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 
 import onnx
 import tvm
-from tvm import relax
 
-from leakyforge.errors import CompileError, LeakyforgeError, ModelError, ShapeError
-from leakyforge.exporter.rounding import quantisations, rounding_steps
-from leakyforge.kernels.elementary import our_elementary_functions
-from leakyforge.kernels.explain import LayerReport, report_layers
-from leakyforge.kernels.flops import device_flops, kernel_record
+from leakyforge.errors import CompileError, ModelError, ShapeError
+from leakyforge.kernels.cpu_code import (
+    Code,
+    Options,
+    cpu_variant,
+    link,
+    lower,
+    report,
+    tvm_errors,
+)
+from leakyforge.kernels.explain import LayerReport
+from leakyforge.kernels.fallback import compile_parts
+from leakyforge.kernels.flops import device_flops
 from leakyforge.kernels.gpu import (
     GpuTarget,
     Origin,
@@ -27,20 +33,11 @@ from leakyforge.kernels.gpu import (
 )
 from leakyforge.kernels.half import add_up_in_float32
 from leakyforge.kernels.importer import import_onnx
-from leakyforge.kernels.link import export_library
-from leakyforge.kernels.lowering import PIPELINE
 from leakyforge.kernels.onnx_model import SourceModel, fix_shapes, fold, load_onnx
-from leakyforge.kernels.pipeline import (
-    Decision,
-    choose_layout,
-    fuse,
-    legalize_and_fuse,
-    lower_to_vm,
-    schedule,
-)
+from leakyforge.kernels.pipeline import Decision, fuse
+from leakyforge.kernels.specs import input_specs, output_specs
 from leakyforge.kernels.target import CpuTarget, parse_targets
-from leakyforge.kernels.tuning.records import Find, Winner, winners
-from leakyforge.onnx_graph import graph_inputs, input_range
+from leakyforge.kernels.tuning.records import no_winner, winners
 from leakyforge.opsets import OLDEST_OF_ONNXRUNTIME, at_least
 from leakyforge.pins import TVM_PINS
 from leakyforge.runtime.artifact import (
@@ -54,7 +51,8 @@ from leakyforge.runtime.artifact import (
 from leakyforge.runtime.manifest import CUDA, WEBGPU, Kernel, Manifest, Variant
 from leakyforge.runtime.plan import LaunchPlan
 from leakyforge.runtime.record import record_parity
-from leakyforge.runtime.reference import load_reference, one_line, random_feeds
+from leakyforge.runtime.reference import load_reference, random_feeds
+from leakyforge.runtime.session import check_feeds
 from leakyforge.runtime.tensors import Array, TensorSpec
 
 STAGES = (
@@ -73,6 +71,7 @@ STAGES = (
 
 
 PRECISIONS = ("default", "strict")
+FALLBACKS = ("onnxruntime",)
 
 
 def compile(
@@ -86,6 +85,8 @@ def compile(
     measure: bool = True,
     tuned: bool = True,
     records: Path | None = None,
+    fallback: str | None = None,
+    inputs: Mapping[str, Array] | None = None,
     on_stage: Callable[[str], None] = lambda _stage: None,
     on_decision: Callable[[Decision], None] = lambda _decision: None,
     on_layer: Callable[[LayerReport], None] = lambda _report: None,
@@ -107,6 +108,10 @@ def compile(
             without, by the cost model, so that equal inputs and records give equal bytes.
         tuned: take what `tune` found for a layer, or what comes with the package.
         records: the database of `tune`; the user's by default, if there is one.
+        fallback: `onnxruntime` has ONNX Runtime run what cannot be compiled (see `partition`), on
+            one kind of CPU; by default such a model is refused.
+        inputs: an array for each input, which the artifact carries as reference inputs; by default
+            seeded random ones.
         on_stage: called with a name out of `STAGES` when that stage begins; from "fuse" to "link"
             they come again for each variant.
         on_decision: called for every kernel with the rule that scheduled it.
@@ -120,7 +125,9 @@ def compile(
         ShapeError: a shape does not fit.
         TargetError: the target is unknown.
         MissingDependencyError: a CUDA target without nvcc.
-        CompileError: the precision is unknown, or TVM fails on the graph.
+        CompileError: the precision or the fallback is unknown or does not go with the target, or
+            TVM fails on the graph.
+        InputError: `inputs` do not fit the model.
         TuningError: the records cannot be read.
         ParityError: the code differs from ONNX Runtime on the reference inputs.
         ArtifactError: the artifact cannot be written; a file of that name is left as it was.
@@ -129,44 +136,74 @@ def compile(
     targets = parse_targets(target) if gpu is None else (gpu,)
     if precision not in PRECISIONS:
         raise CompileError(f"unknown precision {precision!r}; use {' or '.join(PRECISIONS)}")
+    if fallback is not None:
+        _check_fallback(fallback, target, targets)
     on_stage("read")
     model = load_onnx(source)
     path = Path(output) if output is not None else _default_output(source)
     check_destination(path)
     proto = fix_shapes(model.proto, shapes or {})
-    on_stage("fold")
-    folded = fold(proto)
-    on_stage("import")
-    imported = import_onnx(add_up_in_float32(folded))
-    unmeasured = _unmeasured(target, measure)
-    variants: list[Variant] = []
-    members: dict[str, bytes] = {}
-    with winners(records) if tuned else contextlib.nullcontext(_no_winner) as find:
-        for each in targets:
-            if isinstance(each, GpuTarget):
-                variant, parts, module = _build_gpu(imported, each, on_stage, on_decision, on_layer)
-            else:
-                variant, parts, module = _build(
-                    imported, each, precision == "strict", unmeasured, find, on_stage, on_decision,
-                    on_layer,
-                )  # fmt: skip
-            variants.append(variant)
-            members |= parts
+    with winners(records) if tuned else contextlib.nullcontext(no_winner) as find:
+        options = Options(
+            precision == "strict", _unmeasured(target, measure), find, on_stage, on_decision,
+            on_layer,
+        )  # fmt: skip
+        try:
+            code = _compile_whole(proto, targets, options)
+        except (ModelError, CompileError, ShapeError):
+            if fallback is None:
+                raise
+            (cpu_target,) = (each for each in targets if isinstance(each, CpuTarget))
+            code = compile_parts(proto, cpu_target, options)
     on_stage("reference")
-    inputs, outputs = _input_specs(proto, module), _output_specs(folded, module)
-    # Each holds the weights once more, and the reference needs as much again.
-    del folded, imported, module
     reference = load_reference(at_least(proto, OLDEST_OF_ONNXRUNTIME))
-    feeds = random_feeds(inputs, seed)
+    feeds = random_feeds(code.inputs, seed) if inputs is None else check_feeds(code.inputs, inputs)
     desired = reference.run(feeds)
+    origin = f"seed {seed}" if inputs is None else "given inputs"
     manifest = _manifest(
-        model, inputs, outputs, targets[0].machine, f"{reference.name}, seed {seed}", variants
+        model,
+        code.inputs,
+        code.outputs,
+        targets[0].machine,
+        f"{reference.name}, {origin}",
+        code.variants,
     )
     on_stage("check")
-    manifest = record_parity(path, manifest, members, feeds, desired)
+    manifest = record_parity(path, manifest, code.members, feeds, desired)
     on_stage("write")
-    write_artifact(path, manifest, members, feeds, desired)
+    write_artifact(path, manifest, code.members, feeds, desired)
     return path
+
+
+def _compile_whole(
+    proto: onnx.ModelProto, targets: Sequence[CpuTarget | GpuTarget], options: Options
+) -> Code:
+    """Compile every node for every target."""
+    options.on_stage("fold")
+    folded = fold(proto)
+    options.on_stage("import")
+    imported = import_onnx(add_up_in_float32(folded))
+    variants: list[Variant] = []
+    members: dict[str, bytes] = {}
+    for each in targets:
+        if isinstance(each, GpuTarget):
+            variant, parts, module = _build_gpu(imported, each, options)
+        else:
+            variant, parts, module = _build(imported, each, options)
+        variants.append(variant)
+        members |= parts
+    return Code(variants, members, input_specs(proto, module), output_specs(folded, module))
+
+
+def _check_fallback(fallback: str, target: str, targets: Sequence[CpuTarget | GpuTarget]) -> None:
+    """Refuse a fallback that is not known, or that the target has not."""
+    if fallback not in FALLBACKS:
+        raise CompileError(f"unknown fallback {fallback!r}; use {' or '.join(FALLBACKS)}")
+    if len(targets) > 1 or not isinstance(targets[0], CpuTarget):
+        raise CompileError(
+            f"--fallback {fallback} goes with one kind of CPU, and the target is {target}; "
+            "use --target cpu or cpu:NAME"
+        )
 
 
 def compile_in_memory(source: onnx.ModelProto) -> Artifact:
@@ -186,13 +223,11 @@ def compile_in_memory(source: onnx.ModelProto) -> Artifact:
     (target,) = parse_targets("cpu")
     folded = fold(model.proto)
     imported = import_onnx(add_up_in_float32(folded))
-    variant, members, module = _build(
-        imported, target, False, "not asked for", _no_winner, *(lambda _: None,) * 3
-    )
+    variant, members, module = _build(imported, target, Options())
     manifest = _manifest(
         model,
-        _input_specs(model.proto, module),
-        _output_specs(folded, module),
+        input_specs(model.proto, module),
+        output_specs(folded, module),
         target.machine,
         "none",
         [variant],
@@ -201,10 +236,6 @@ def compile_in_memory(source: onnx.ModelProto) -> Artifact:
     return Artifact(
         Path(f"{model.name}{SUFFIX}"), manifest, variant, members[variant.library], weights, {}, {}
     )
-
-
-def _no_winner(_workload: str, _target: CpuTarget) -> None:
-    """Tuning records are not asked for."""
 
 
 def _manifest(
@@ -237,45 +268,17 @@ def _unmeasured(target: str, measure: bool) -> str | None:
     return None if measure else "measuring is switched off"
 
 
-def _variant(
-    target: CpuTarget,
-    library: bytes,
-    weights: list[Array],
-    kernels: tuple[Kernel, ...],
-    tuning_records: tuple[str, ...],
-) -> tuple[Variant, dict[str, bytes]]:
-    """Description of a target's code, and the members that hold it."""
-    specs, members = pack_weights(weights)
-    name = f"library/{target.name}.so"
-    variant = Variant(
-        name=target.name,
-        features=tuple(sorted(target.features)),
-        target=str(target.tvm),
-        thread_hint=target.num_cores,
-        tuning_records=tuning_records,
-        library=name,
-        library_size=len(library),
-        weights=specs,
-        kernels=kernels,
-    )
-    return variant, {name: library, **members}
-
-
 def _build_gpu(
-    module: tvm.IRModule,
-    target: GpuTarget,
-    on_stage: Callable[[str], None],
-    on_decision: Callable[[Decision], None],
-    on_layer: Callable[[LayerReport], None],
+    module: tvm.IRModule, target: GpuTarget, options: Options
 ) -> tuple[Variant, dict[str, bytes], tvm.IRModule]:
     """The variant of a device, its members, and the module before lowering, for its types."""
-    with _tvm_errors(module):
-        on_stage("fuse")
+    with tvm_errors(module):
+        options.on_stage("fuse")
         fused = fuse(split_phases(module), target.tvm)
-        on_stage("schedule")
+        options.on_stage("schedule")
         scheduled, decisions = schedule_gpu(fused, target)
-        _report(fused, decisions, on_decision, on_layer)
-        on_stage("build")
+        report(fused, decisions, options)
+        options.on_stage("build")
         plan, weights, origins = build_plan(scheduled, target)
         kernels = _launch_records(fused, scheduled, decisions, plan, origins)
         if target.machine == CUDA:
@@ -324,21 +327,6 @@ def _launch_records(
     ]
 
 
-def _report(
-    fused: tvm.IRModule,
-    decisions: list[Decision],
-    on_decision: Callable[[Decision], None],
-    on_layer: Callable[[LayerReport], None],
-) -> tuple[Kernel, ...]:
-    """Tell of what was decided, and return the record of each call of a kernel."""
-    for decision in decisions:
-        on_decision(decision)
-    reports = report_layers(fused, decisions)
-    for report in reports:
-        on_layer(report)
-    return tuple(kernel_record(fused, report) for report in reports)
-
-
 def _default_output(source: str | Path | onnx.ModelProto) -> Path:
     if isinstance(source, onnx.ModelProto):
         raise ModelError("a model in memory needs output=..., the artifact's path")
@@ -346,91 +334,12 @@ def _default_output(source: str | Path | onnx.ModelProto) -> Path:
 
 
 def _build(
-    module: tvm.IRModule,
-    target: CpuTarget,
-    strict: bool,
-    unmeasured: str | None,
-    find: Find,
-    on_stage: Callable[[str], None],
-    on_decision: Callable[[Decision], None],
-    on_layer: Callable[[LayerReport], None],
+    module: tvm.IRModule, target: CpuTarget, options: Options
 ) -> tuple[Variant, dict[str, bytes], tvm.IRModule]:
     """The variant of a CPU, its members, and the module before lowering, for its types."""
-    used: list[str] = []
-
-    def lookup(workload: str) -> Winner | None:
-        winner = find(workload, target)
-        if winner is not None and workload not in used:
-            used.append(workload)
-        return winner
-
-    with _tvm_errors(module):
-        on_stage("fuse")
-        fused = legalize_and_fuse(
-            choose_layout(module), target, strict=strict, unmeasured=unmeasured, lookup=lookup
-        )
-        on_stage("schedule")
-        scheduled, decisions = schedule(fused, target)
-        kernels = _report(fused, decisions, on_decision, on_layer)
-        on_stage("lower")
-        hoisted = lower_to_vm(scheduled, target)
-        on_stage("build")
-        with target.tvm, our_elementary_functions():
-            executable = relax.build(
-                hoisted.module, target.tvm, relax_pipeline=None, tir_pipeline=PIPELINE
-            )
-        on_stage("link")
-        with tempfile.TemporaryDirectory(prefix="leakyforge-") as folder:
-            path = Path(folder) / "library.so"
-            export_library(executable, path, str(target.tvm.attrs["mtriple"]))
-            library = path.read_bytes()
-    return *_variant(target, library, hoisted.weights, kernels, tuple(used)), fused
-
-
-@contextlib.contextmanager
-def _tvm_errors(module: tvm.IRModule) -> Iterator[None]:
-    """Turn whatever TVM raises into one named error."""
-    try:
-        yield
-    except LeakyforgeError:
-        raise
-    except Exception as error:
-        message = f"TVM cannot compile the model: {one_line(error)}"
-        symbols = relax.analysis.defined_symbolic_vars(module["main"])
-        if symbols:
-            names = ", ".join(sorted(str(symbol) for symbol in symbols))
-            message += f"; give the symbolic dimensions a size with --shape: {names}"
-        raise CompileError(message) from error
-
-
-def _input_specs(proto: onnx.ModelProto, module: tvm.IRModule) -> tuple[TensorSpec, ...]:
-    """Inputs under their ONNX names, with the shapes that were compiled."""
-    specs = []
-    for value, variable in zip(graph_inputs(proto), module["main"].params, strict=True):
-        low, high = input_range(proto, value.name, ModelError) or (None, None)
-        specs.append(_spec(value.name, variable.ty, low=low, high=high))
-    return tuple(specs)
-
-
-def _output_specs(folded: onnx.ModelProto, module: tvm.IRModule) -> tuple[TensorSpec, ...]:
-    """Outputs under their ONNX names, with the shapes that TVM inferred."""
-    steps, quantised = rounding_steps(folded), quantisations(folded)
-    names = [value.name for value in folded.graph.output]
-    result = module["main"].ret_ty
-    types = [result] if len(names) == 1 else list(result.fields)
-    return tuple(
-        _spec(name, kind, rounding_steps=steps[name], quantisations=quantised[name])
-        for name, kind in zip(names, types, strict=True)
-    )
-
-
-def _spec(name: str, kind: relax.TensorType, **fields: float | None) -> TensorSpec:
-    """Describe a Relax tensor type."""
-    if kind.shape is None:
-        raise ShapeError(
-            f"the shape of {name!r} is not known at compile time; fix the inputs with --shape"
-        )
-    shape = tuple(
-        int(size) if isinstance(size, tvm.tirx.IntImm) else str(size) for size in kind.shape
-    )
-    return TensorSpec(name, shape, str(kind.dtype), **fields)  # type: ignore[arg-type]
+    lowered = lower(module, target, options)
+    kernels = report(lowered.fused, lowered.decisions, options)
+    library = link(lowered.hoisted.module, target, options, module)
+    return *cpu_variant(
+        target, library, lowered.hoisted.weights, kernels, lowered.tuning_records
+    ), lowered.fused

@@ -15,13 +15,12 @@ from leakyforge.errors import LeakyforgeError, ModelError, UnsupportedOperatorEr
 from leakyforge.exporter.shapes import value_shape
 from leakyforge.kernels.half import layer_name
 from leakyforge.kernels.onnx_ops import CONVERTERS
-from leakyforge.onnx_graph import graph_inputs
+from leakyforge.onnx_graph import PRODUCTS, graph_inputs
 
 _STANDARD_DOMAINS = ("", "ai.onnx")
 # Attribute of `main`: names of the layers of `LAYERS` in the ONNX graph, in order.
 LAYER_NAMES = "leakyforge.layers"
-# ONNX operators with weights, and what the front end makes of each, one for one.
-_WITH_WEIGHTS = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
+# What the front end makes of ONNX's `PRODUCTS`, one for one.
 LAYERS = (
     "relax.matmul",
     "relax.nn.conv1d",
@@ -29,7 +28,7 @@ LAYERS = (
     "relax.nn.conv2d",
     "relax.nn.conv2d_transpose",
 )
-_PACKED_TYPES = frozenset(
+PACKED_TYPES = frozenset(
     onnx.TensorProto.DataType.Value(name)
     for name in ("INT4", "UINT4", "FLOAT4E2M1", "INT2", "UINT2")
     if name in onnx.TensorProto.DataType.keys()  # noqa: SIM118 - protobuf's is no mapping
@@ -39,7 +38,7 @@ _BUILT_IN = {"Constant", "If"}
 
 
 class _Elementwise(onnx_frontend.OnnxOpConverter):  # type: ignore[misc]
-    """Max and Min of several tensors as a chain: the front end stacks them and then reduces."""
+    """Operators of several tensors as a chain: the front end stacks them and then reduces."""
 
     operator: ClassVar[Any]
 
@@ -63,7 +62,13 @@ class _Min(_Elementwise):
     operator = staticmethod(relax.op.minimum)
 
 
-_REPLACED = {"Max": _Max, "Min": _Min, **CONVERTERS}
+class _Sum(_Elementwise):
+    """ONNX operator Sum."""
+
+    operator = staticmethod(relax.op.add)
+
+
+_REPLACED = {"Max": _Max, "Min": _Min, "Sum": _Sum, **CONVERTERS}
 
 
 def import_onnx(proto: onnx.ModelProto) -> tvm.IRModule:
@@ -95,12 +100,45 @@ def import_onnx(proto: onnx.ModelProto) -> tvm.IRModule:
             ) from error
     if len(module["main"].params) != len(graph_inputs(proto)):
         raise ModelError(f"TVM's ONNX front end changed the inputs of graph {proto.graph.name!r}")
+    module = _with_tensor_outputs(module)
     # The front end keeps no name.
-    names = [
-        layer_name(node.output[0]) for node in named.graph.node if node.op_type in _WITH_WEIGHTS
-    ]
+    names = [layer_name(node.output[0]) for node in named.graph.node if node.op_type in PRODUCTS]
     module["main"] = module["main"].with_attr(LAYER_NAMES, names)
     return module
+
+
+def _with_tensor_outputs(module: tvm.IRModule) -> tvm.IRModule:
+    """The module with tensors in place of outputs that the front end left as Relax's shapes."""
+    main = module["main"]
+    result = main.body.body
+    is_tuple = isinstance(result.ty, relax.TupleType)
+    kinds = list(result.ty.fields) if is_tuple else [result.ty]
+    if not any(isinstance(kind, relax.ShapeType) for kind in kinds):
+        return module
+    bindings = []
+
+    def bind(name: str, kind: relax.Type, value: relax.Expr) -> relax.Var:
+        bindings.append(relax.VarBinding(relax.Var(name, kind), value))
+        return bindings[-1].var
+
+    outputs = []
+    for index, kind in enumerate(kinds):
+        output = result
+        if is_tuple:
+            output = bind(f"output_{index}", kind, relax.TupleGetItem(result, index))
+        if isinstance(kind, relax.ShapeType):
+            tensor = relax.TensorType([kind.ndim], "int64")
+            output = bind(f"sizes_{index}", tensor, relax.op.shape_to_tensor(output))
+        outputs.append(output)
+    body = relax.SeqExpr(
+        [*main.body.blocks, relax.BindingBlock(bindings)],
+        relax.Tuple(outputs) if is_tuple else outputs[0],
+    )
+    types = [output.ty for output in outputs]
+    returned = relax.TupleType(types) if is_tuple else types[0]
+    function = relax.Function(main.params, body, returned, main.is_pure, main.attrs)
+    variable = module.get_global_var("main")
+    return relax.transform.Normalize()(tvm.IRModule({**module.functions, variable: function}))
 
 
 @contextlib.contextmanager
@@ -116,20 +154,41 @@ def _our_converters() -> Iterator[None]:
 
 def _check_operators(proto: onnx.ModelProto) -> None:
     """Refuse a graph with operators that the front end has no converter for."""
-    for node in proto.graph.node:
-        domain = f"{node.domain}." if node.domain not in _STANDARD_DOMAINS else ""
-        if unsupported_operators([f"{domain}{node.op_type}"]):
+    for node in nodes_within(proto.graph):
+        if unsupported_operators([operator(node)]):
             raise UnsupportedOperatorError(
-                f"operator {domain}{node.op_type} (node {node.name or node.output[0]!r}) is not "
-                "supported by the compiler; replace it in the model or cut the graph before it"
+                f"operator {operator(node)} (node {node.name or node.output[0]!r}) is not "
+                "supported by the compiler; replace it in the model, cut the graph before it, or "
+                "have ONNX Runtime run it with --fallback onnxruntime"
             )
+
+
+def nodes_within(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    """Nodes of a graph and of the graphs in their attributes."""
+    for node in graph.node:
+        yield node
+        for inner in subgraphs(node):
+            yield from nodes_within(inner)
+
+
+def subgraphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
+    """Graphs in a node's attributes, such as the branches of If."""
+    for attribute in node.attribute:
+        if attribute.type == onnx.AttributeProto.GRAPH:
+            yield attribute.g
+        yield from attribute.graphs
+
+
+def operator(node: onnx.NodeProto) -> str:
+    """Name of a node's operator; a foreign one is `domain.Operator`."""
+    return node.op_type if node.domain in _STANDARD_DOMAINS else f"{node.domain}.{node.op_type}"
 
 
 def _check_types(proto: onnx.ModelProto) -> None:
     """Refuse tensors of fewer than 8 bits: TVM packs them, and a caller's arrays do not."""
     for value in (*graph_inputs(proto), *proto.graph.output):
         kind = value.type.tensor_type.elem_type
-        if kind in _PACKED_TYPES:
+        if kind in PACKED_TYPES:
             raise ModelError(
                 f"{value.name!r} is of type {onnx.TensorProto.DataType.Name(kind)}, which is not "
                 "supported as an input or output; cast it in the model"

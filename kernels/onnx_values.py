@@ -6,13 +6,11 @@ import onnx
 
 from leakyforge.errors import ModelError
 from leakyforge.exporter.rounding import node_steps
+from leakyforge.onnx_graph import PRODUCTS
 from leakyforge.runtime.float64 import evaluate_float64
 from leakyforge.runtime.reference import load_reference
 from leakyforge.runtime.tensors import Array
 from leakyforge.tolerance import UNIT_ROUNDOFF, Tolerance, tolerance
-
-# Operators of which a kernel holds one at most.
-_PRODUCTS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 
 
 class OnnxValues:
@@ -52,7 +50,8 @@ class OnnxValues:
             if not all(name in needed for name in node.input):
                 continue
             above = frozenset[str]().union(*(needed[name] for name in node.input))
-            if node.op_type in _PRODUCTS:
+            # A kernel holds one of them at most.
+            if node.op_type in PRODUCTS:
                 above |= {node.output[0]}
             if len(above) > products:
                 continue

@@ -8,6 +8,7 @@ import tvm
 import tvm_ffi
 from tvm import relax, s_tir, tirx
 
+from leakyforge.errors import CompileError
 from leakyforge.kernels.choose import Lookup, choose
 from leakyforge.kernels.conv2d import match_conv2d
 from leakyforge.kernels.conv2d_dot import match_conv2d_dot
@@ -37,6 +38,12 @@ LAYOUTS = {
     "relax.nn.conv1d_transpose": ["NWC", "IWO"],
     "relax.nn.conv2d": ["NHWC", "OHWI"],
     "relax.nn.conv2d_transpose": ["NHWC", "IHWO"],
+}
+
+# What TVM's own transposed convolutions are lowered in.
+_TRANSPOSED_LAYOUTS = {
+    "relax.nn.conv1d_transpose": ["NCW", "IOW"],
+    "relax.nn.conv2d_transpose": ["NCHW", "IOHW"],
 }
 
 Rule = Callable[[s_tir.Schedule, CpuTarget], NoMatch | None]
@@ -85,8 +92,22 @@ def choose_layout(module: tvm.IRModule) -> tvm.IRModule:
         # TVM gives relu a rule for layouts and leakyrelu none: without it every one is a barrier.
         relu = tvm.ir.Op.get("relax.nn.relu").get_attr("FRelaxInferLayout")
         tvm.ir.register_op_attr(leaky_relu, "FRelaxInferLayout", relu)
+    relax.analysis.post_order_visit(module["main"], _refuse_sizes)
     converted = relax.transform.ConvertLayout({}, _wanted_layouts)(module)
     return fold(converted)
+
+
+def _refuse_sizes(node: relax.Expr) -> None:
+    """Refuse an operator on a tensor and a size, on which the pass for layouts crashes."""
+    if not isinstance(node, relax.Call) or operator_name(node) == "":
+        return
+    is_tensor = [isinstance(argument.ty, relax.TensorType) for argument in node.args]
+    is_size = [isinstance(argument.ty, tvm.ir.PrimType) for argument in node.args]
+    if any(is_tensor) and any(is_size):
+        raise CompileError(
+            f"{operator_name(node)} of a tensor and of a size that is not known at compile time; "
+            "fix the inputs with --shape"
+        )
 
 
 def _has_convolution(module: tvm.IRModule) -> bool:
@@ -100,14 +121,15 @@ def _has_convolution(module: tvm.IRModule) -> bool:
 
 
 def _wanted_layouts(call: relax.Call) -> dict[str, list[str]]:
-    """Layouts to give to a call; none where our definitions do not take it.
+    """Layouts to give to a call.
 
-    TVM's own transposed convolution has no channels-last form to fall back on.
+    TVM's own transposed convolution has no channels-last form to fall back on where our definitions
+    do not take it, and without a wish it takes the layout of what is before it.
     """
     name = call.op.name
-    if name not in LAYOUTS or (name.endswith("_transpose") and not takes_transposed(call)):
-        return {}
-    return {name: LAYOUTS[name]}
+    if name in _TRANSPOSED_LAYOUTS and not takes_transposed(call):
+        return {name: _TRANSPOSED_LAYOUTS[name]}
+    return {name: LAYOUTS[name]} if name in LAYOUTS else {}
 
 
 def legalize_and_fuse(

@@ -156,6 +156,11 @@ def export(
 @click.option("--tuned/--no-tuned", default=True, show_default=True,
               help="Take what `tune` found for a layer.")  # fmt: skip
 @records_option
+@click.option("--fallback", type=click.Choice(["onnxruntime"]),
+              help="Have ONNX Runtime run what cannot be compiled; inspect shows it.")  # fmt: skip
+@click.option("--inputs", type=FILE,
+              help="An .npz file with an array for each input, to compare the code on and to keep; "
+              "by default random ones.")  # fmt: skip
 @click.option("--explain", is_flag=True, help="Show each layer's algorithm, and why it was taken.")
 @common_options
 def compile_command(
@@ -167,6 +172,8 @@ def compile_command(
     measure: bool,
     tuned: bool,
     records: Path | None,
+    fallback: str | None,
+    inputs: Path | None,
     explain: bool,
     quiet: bool,
 ) -> None:
@@ -175,14 +182,25 @@ def compile_command(
     \b
     Example:
       leakyforge compile model.onnx --target cpu:x86-64-v3 --shape input=1x3x416x416
+      leakyforge compile voice.onnx --fallback onnxruntime
     """
     from leakyforge.render import print_layers
 
     layers: list[Any] = []
     path = _compile(
-        model, output, target, dict(shapes), quiet, precision=precision, measure=measure,
-        tuned=tuned, records=records, on_layer=layers.append,
-    )  # fmt: skip
+        model,
+        output,
+        target,
+        dict(shapes),
+        quiet,
+        precision=precision,
+        measure=measure,
+        tuned=tuned,
+        records=records,
+        fallback=fallback,
+        inputs=None if inputs is None else _load_npz(inputs),
+        on_layer=layers.append,
+    )
     if explain:
         print_layers(layers)
     _say(quiet, f"wrote {path}")
@@ -554,12 +572,7 @@ def _compile(
 
     with _progress(f"compile {model.name}", STAGES, quiet) as on_stage:
         return compile_model(
-            model,
-            target,
-            output=output,
-            shapes=shapes,
-            on_stage=on_stage,
-            **options,
+            model, target, output=output, shapes=shapes, on_stage=on_stage, **options
         )
 
 

@@ -6,6 +6,7 @@ onnx is imported when it is first used: a machine that only runs artifacts has n
 """
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,8 @@ from leakyforge.errors import LeakyforgeError
 if TYPE_CHECKING:
     import onnx
 
+# Operators that add up products.
+PRODUCTS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 # Of a model's metadata: after it the name of an input; the value is LOW,HIGH.
 RANGE_PROPERTY = "leakyforge.input_range."
 # What protobuf serialises, less the room that the rest of a model takes.
@@ -182,20 +185,21 @@ def model_flops(model: "onnx.ModelProto") -> int:
     Symbolic sizes count as 1.
     """
     shapes = value_shapes(model)
-    total: int = 0
-    for node in model.graph.node:
-        if node.op_type not in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
-            continue
-        data, weight = shapes.get(node.input[0], ()), shapes.get(node.input[1], ())
-        result = shapes.get(node.output[0], ())
-        if node.op_type == "Conv":
-            total += 2 * math.prod(result) * math.prod(weight[1:])
-        elif node.op_type == "ConvTranspose":
-            total += 2 * math.prod(data) * math.prod(weight[1:])
-        elif data:
-            transposed = any(item.name == "transA" and item.i for item in node.attribute)
-            total += 2 * math.prod(result) * data[0 if transposed else -1]
-    return total
+    return sum(node_flops(node, shapes) for node in model.graph.node)
+
+
+def node_flops(node: "onnx.NodeProto", shapes: Mapping[str, tuple[int, ...]]) -> int:
+    """Floating-point operations of one node, 0 for all but convolutions and products."""
+    if node.op_type not in PRODUCTS:
+        return 0
+    data, weight = shapes.get(node.input[0], ()), shapes.get(node.input[1], ())
+    result = shapes.get(node.output[0], ())
+    if node.op_type == "Conv":
+        return 2 * math.prod(result) * math.prod(weight[1:])
+    if node.op_type == "ConvTranspose":
+        return 2 * math.prod(data) * math.prod(weight[1:])
+    transposed = any(item.name == "transA" and item.i for item in node.attribute)
+    return 2 * math.prod(result) * data[0 if transposed else -1] if data else 0
 
 
 def _copy_fields(source: Any, target: Any, skipped: str) -> None:

@@ -3,7 +3,7 @@
 import itertools
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from inspect import signature
 from typing import TYPE_CHECKING
 
@@ -31,6 +31,8 @@ _STAGES = {
     "scheduled": "the kernel's schedule",
     "artifact": "these nodes are right when they are compiled anew: its code or weights are others",
 }
+# Of many names in a cell; JSON has them all.
+_SHOWN = 6
 # A pipe has no width: wide enough that no column of ours is cut.
 _PIPE_WIDTH = 160
 
@@ -340,12 +342,45 @@ def print_manifest(path: str, manifest: "Manifest") -> None:
         table.add_row("weights", f"{len(variant.weights)}, {weights:,} bytes")
         if variant.memory is not None:
             table.add_row("device memory", f"{variant.memory:,} bytes")
+        if variant.tuning_records:
+            table.add_row("tuning records", f"of {len(variant.tuning_records)} layers")
         table.add_row("parity", _parity_text(variant.parity))
     console = stdout()
     console.print(table)
     for variant in manifest.variants:
+        if variant.stages:
+            console.print(_stages_table(variant))
         if any(kernel.resources is not None for kernel in variant.kernels):
             console.print(_resources_table(variant))
+
+
+def _stages_table(variant: "Variant") -> Table:
+    """The border: what is compiled, what ONNX Runtime runs, and why."""
+    table = new_table(
+        f"Stages of {variant.name}, in the order in which they run",
+        "stage", "runs in", "takes", "gives", "nodes", "why not compiled",
+        numbers=(0,),
+    )  # fmt: skip
+    for index, stage in enumerate(variant.stages):
+        if index:
+            table.add_section()
+        compiled = "" if isinstance(stage.nodes, dict) else "leakyforge"
+        cells = [str(index), compiled or "ONNX Runtime", _few(stage.inputs), _few(stage.outputs)]
+        # Each reason once, beside its nodes.
+        reasons: dict[str, list[str]] = {}
+        for node in stage.nodes:
+            reason = stage.nodes[node] if isinstance(stage.nodes, dict) else ""
+            reasons.setdefault(reason, []).append(node)
+        for reason, nodes in reasons.items():
+            table.add_row(*cells, _few(nodes), reason)
+            cells = [""] * len(cells)
+    return table
+
+
+def _few(names: Sequence[str]) -> str:
+    """The first names of many, and how many more there are."""
+    shown = ", ".join(names[:_SHOWN])
+    return f"{shown} and {len(names) - _SHOWN} more" if len(names) > _SHOWN else shown
 
 
 def _resources_table(variant: "Variant") -> Table:

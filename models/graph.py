@@ -3,7 +3,7 @@
 Source: ONNX operator specification, https://onnx.ai/onnx/operators/.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -198,6 +198,14 @@ class GraphBuilder:
         inputs = [x, self._weight(name, "weight", weight), self._weight(name, "bias", bias)]
         return self._node("Gemm", inputs, name, transB=1)
 
+    def node(self, operator: str, inputs: Sequence[str], name: str, **attributes: Any) -> str:
+        """Any operator that has no method of its own."""
+        return self._node(operator, list(inputs), name, **attributes)
+
+    def constant(self, value: npt.ArrayLike, *, name: str) -> str:
+        """A constant called `name`: float32, or int64 for integers."""
+        return self._constant(name, np.asarray(value))
+
     def build(
         self,
         name: str,
@@ -205,6 +213,7 @@ class GraphBuilder:
         inputs: Mapping[str, Shape],
         outputs: Mapping[str, Shape],
         opset: int,
+        integers: Collection[str] = (),
         shapes: Mapping[str, Shape] | None = None,
         metadata: Mapping[str, str] | None = None,
     ) -> onnx.ModelProto:
@@ -212,9 +221,10 @@ class GraphBuilder:
 
         Args:
             name: Name of the graph.
-            inputs: Shape of each float32 input; a str is a symbolic dimension.
+            inputs: Shape of each input, float32 but for `integers`; a str is a symbolic dimension.
             outputs: Shape of each float32 output, whose name is that of a node.
             opset: Version of the ONNX operator set, 13 to 23.
+            integers: Inputs that are int64.
             shapes: Shapes of float32 tensors in between that ONNX's inference would not find.
             metadata: Becomes `metadata_props` of the model.
 
@@ -225,7 +235,7 @@ class GraphBuilder:
         graph = onnx.helper.make_graph(
             self._nodes,
             name,
-            _value_infos(inputs),
+            _value_infos(inputs, integers),
             _value_infos(outputs),
             self._weights,
             value_info=_value_infos(shapes or {}),
@@ -244,7 +254,9 @@ class GraphBuilder:
         return name
 
     def _weight(self, node: str, part: str, value: npt.NDArray[Any] | np.float32) -> str:
-        name = f"{node}.{part}"
+        return self._constant(f"{node}.{part}", value)
+
+    def _constant(self, name: str, value: npt.NDArray[Any] | np.float32) -> str:
         # Integers are sizes, which ONNX wants in int64.
         dtype = np.int64 if np.issubdtype(value.dtype, np.integer) else np.float32
         self._weights.append(onnx.numpy_helper.from_array(np.asarray(value, dtype), name))
@@ -255,8 +267,11 @@ def _each(sizes: Sizes, axes: int) -> list[int]:
     return [sizes] * axes if isinstance(sizes, int) else list(sizes)
 
 
-def _value_infos(shapes: Mapping[str, Shape]) -> list[Any]:
+def _value_infos(shapes: Mapping[str, Shape], integers: Collection[str] = ()) -> list[Any]:
+    kinds = dict.fromkeys(integers, onnx.TensorProto.INT64)
     return [
-        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, list(shape))
+        onnx.helper.make_tensor_value_info(
+            name, kinds.get(name, onnx.TensorProto.FLOAT), list(shape)
+        )
         for name, shape in shapes.items()
     ]

@@ -9,7 +9,13 @@ from dataclasses import dataclass
 import onnx
 
 from leakyforge.errors import ExportError
-from leakyforge.models.options import DEFAULT_OPSET, checked_batch, checked_float, checked_int
+from leakyforge.models.options import (
+    DEFAULT_OPSET,
+    checked_batch,
+    checked_float,
+    checked_int,
+    checked_size,
+)
 from leakyforge.models.random_network import Vocoder
 
 # The authors' program uses torch's default slope before the last convolution.
@@ -17,7 +23,7 @@ LAST_ALPHA = 0.01
 
 
 @dataclass(frozen=True)
-class _Version:
+class Version:
     """Hyperparameters of one version.
 
     Attributes:
@@ -34,10 +40,10 @@ class _Version:
 
 
 _TYPE_1 = ((1, 1), (3, 1), (5, 1))
-_VERSIONS = {
-    1: _Version(512, ((8, 16), (8, 16), (2, 4), (2, 4)), (3, 7, 11), (_TYPE_1,) * 3),
-    2: _Version(128, ((8, 16), (8, 16), (2, 4), (2, 4)), (3, 7, 11), (_TYPE_1,) * 3),
-    3: _Version(
+VERSIONS = {
+    1: Version(512, ((8, 16), (8, 16), (2, 4), (2, 4)), (3, 7, 11), (_TYPE_1,) * 3),
+    2: Version(128, ((8, 16), (8, 16), (2, 4), (2, 4)), (3, 7, 11), (_TYPE_1,) * 3),
+    3: Version(
         256,
         ((8, 16), (8, 16), (4, 8)),
         (3, 5, 7),
@@ -49,7 +55,7 @@ _VERSIONS = {
 def hifigan(
     *,
     version: int = 2,
-    frames: int = 64,
+    frames: int | str = 64,
     mels: int = 80,
     alpha: float = 0.1,
     batch: int | str = 1,
@@ -63,7 +69,7 @@ def hifigan(
 
     Args:
         version: 1, 2 or 3 of the paper.
-        frames: Columns of the spectrogram.
+        frames: Columns of the spectrogram, or the name of a symbolic dimension.
         mels: Rows of the spectrogram.
         alpha: Slope of every LeakyRelu below zero but the last, whose slope is 0.01.
         batch: Number of spectrograms, or the name of a symbolic dimension.
@@ -73,39 +79,48 @@ def hifigan(
     Raises:
         ExportError: An option is out of its range.
     """
-    if checked_int("version", version, minimum=1) not in _VERSIONS:
+    if checked_int("version", version, minimum=1) not in VERSIONS:
         raise ExportError(f"version={version} is not 1, 2 or 3")
-    frames = checked_int("frames", frames, minimum=1)
+    frames = checked_size("frames", frames)
     mels = checked_int("mels", mels, minimum=1)
     batch = checked_batch(batch)
-    plan = _VERSIONS[version]
-    net = _HifiGan(alpha=checked_float("alpha", alpha), seed=seed)
-    channels, rate = plan.channels, 1
-    x = net.conv("mel", "pre", mels, channels, 7)
-    for stage, (stride, kernel) in enumerate(plan.upsampling):
-        x = net.upsample(net.leaky(x), f"up{stage}", channels, stride, kernel)
-        channels, rate = channels // 2, rate * stride
-        fields = [
-            net.residual(x, f"stage{stage}_kernel{size}", channels, size, dilations)
-            for size, dilations in zip(plan.kernels, plan.dilations, strict=True)
-        ]
-        total = fields[0]
-        for number, field in enumerate(fields[1:], start=2):
-            total = net.graph.add(total, field, name=f"stage{stage}_sum{number}")
-        x = net.graph.scale(total, 1 / len(fields), name=f"stage{stage}_mean")
-    x = net.graph.leaky_relu(x, name="last_leaky", alpha=LAST_ALPHA)
-    net.graph.tanh(net.conv(x, "post", channels, 1, 7), name="sound")
+    plan = VERSIONS[version]
+    net = HifiGan(alpha=checked_float("alpha", alpha), seed=seed)
+    rate = net.generate("mel", mels, plan, "sound")
     return net.graph.build(
         "hifigan",
         inputs={"mel": (batch, mels, frames)},
-        outputs={"sound": (batch, 1, rate * frames)},
+        outputs={"sound": (batch, 1, "samples" if isinstance(frames, str) else rate * frames)},
         opset=opset,
         metadata={"leakyforge.input_range.mel": "0,1"},
     )
 
 
-class _HifiGan(Vocoder):
-    """The parts of the network over a `GraphBuilder`."""
+class HifiGan(Vocoder):
+    """The network over a `GraphBuilder`."""
+
+    def generate(self, x: str, inputs: int, plan: Version, name: str) -> int:
+        """The whole generator, whose last node has the name given.
+
+        Returns:
+            Samples for each column of `x`, which has so many `inputs` as channels.
+        """
+        channels, rate = plan.channels, 1
+        x = self.conv(x, "pre", inputs, channels, 7)
+        for stage, (stride, kernel) in enumerate(plan.upsampling):
+            x = self.upsample(self.leaky(x), f"up{stage}", channels, stride, kernel)
+            channels, rate = channels // 2, rate * stride
+            fields = [
+                self.residual(x, f"stage{stage}_kernel{size}", channels, size, dilations)
+                for size, dilations in zip(plan.kernels, plan.dilations, strict=True)
+            ]
+            total = fields[0]
+            for number, field in enumerate(fields[1:], start=2):
+                total = self.graph.add(total, field, name=f"stage{stage}_sum{number}")
+            x = self.graph.scale(total, 1 / len(fields), name=f"stage{stage}_mean")
+        x = self.graph.leaky_relu(x, name="last_leaky", alpha=LAST_ALPHA)
+        self.graph.tanh(self.conv(x, "post", channels, 1, 7), name=name)
+        return rate
 
     def conv(
         self, x: str, name: str, inputs: int, outputs: int, size: int, dilation: int = 1

@@ -32,12 +32,21 @@ def checked_batch(value: Any) -> int | str:
     Raises:
         ExportError: It is neither.
     """
+    return checked_size("batch", value)
+
+
+def checked_size(name: str, value: Any) -> int | str:
+    """Return a dimension: an int of 1 or more, or a name that makes it symbolic.
+
+    Raises:
+        ExportError: It is neither.
+    """
     if isinstance(value, str):
         # A name that looks like a number would read as a fixed dimension in every viewer.
         if not value.isidentifier():
-            raise ExportError(f"batch={value!r} is not a name for a dimension; use one like 'N'")
+            raise ExportError(f"{name}={value!r} is not a name for a dimension; use one like 'N'")
         return value
-    return checked_int("batch", value, minimum=1)
+    return checked_int(name, value, minimum=1)
 
 
 def checked_opset(value: Any) -> int:

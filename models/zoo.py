@@ -19,6 +19,7 @@ from leakyforge.models.resnet18 import resnet18
 from leakyforge.models.rrdbnet import rrdbnet
 from leakyforge.models.small_cnn import small_cnn
 from leakyforge.models.speech_embedding import speech_embedding
+from leakyforge.models.vits import vits
 from leakyforge.models.yolov2_tiny import yolov2_tiny
 from leakyforge.models.yolov3 import yolov3
 from leakyforge.models.yolov3_tiny import yolov3_tiny
@@ -73,6 +74,9 @@ ZOO: Mapping[str, ZooModel] = MappingProxyType(
             resnet18, "ResNet-18 with LeakyRelu or ReLU, 224 x 224, random weights"
         ),
         "small-cnn": ZooModel(small_cnn, "classifier of 32 x 32 images, random weights"),
+        "vits": ZooModel(
+            vits, "voice of Piper's kind, of any length, random weights; needs compile --fallback"
+        ),
         "mlp": ZooModel(mlp, "perceptron 784-512-512-10, random weights, 2 LeakyRelu"),
     }
 )

@@ -2,6 +2,7 @@
 
     manifest.json          everything below, described; its hash is the zip's comment
     library/NAME.so        the compiled kernels of the variant for the processor NAME
+    stages/N.onnx          a stage that ONNX Runtime runs
     weights/HASH.bin       one weight, as the kernels take it; variants share those that are equal
     reference/input_N.npy  inputs and reference outputs that `verify` replays
     reference/output_N.npy
@@ -17,7 +18,7 @@ import io
 import json
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,7 @@ class Artifact:
         weight_memory: aligned bytes of all weights; `unpack_weights` gives the arrays.
         reference_inputs: by input name.
         reference_outputs: by output name.
+        models: of the stages that ONNX Runtime runs, by member.
     """
 
     path: Path
@@ -68,6 +70,7 @@ class Artifact:
     weight_memory: Array
     reference_inputs: dict[str, Array]
     reference_outputs: dict[str, Array]
+    models: dict[str, bytes] = field(default_factory=dict)
 
 
 def pack_weights(
@@ -179,13 +182,14 @@ def read_artifact(
             path,
             manifest,
             chosen,
-            read(chosen.library).tobytes(),
+            read(chosen.library).tobytes() if chosen.library else b"",
             _weight_memory(
                 chosen.weights,
                 lambda name, memory: _read_into(archive, path, name, manifest.files[name], memory),
             ),
             read_references(manifest.inputs, "input"),
             read_references(manifest.outputs, "output"),
+            {name: read(name).tobytes() for name in chosen.models},
         )
 
 

@@ -128,6 +128,49 @@ class Kernel:
 
 
 @dataclass(frozen=True)
+class CompiledStage:
+    """A part of a model that a function of the variant's library computes.
+
+    Attributes:
+        inputs: names of the values that it takes: inputs of the model, or outputs of the stages
+            before it.
+        outputs: names of the values that it gives.
+        nodes: operator and name of each ONNX node.
+        function: its name in the library.
+        weights: how many of the variant's weights it takes after its inputs: those that follow on
+            the weights of the stages before it.
+    """
+
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    nodes: tuple[str, ...]
+    function: str
+    weights: int
+
+
+@dataclass(frozen=True)
+class OnnxStage:
+    """A part of a model that ONNX Runtime runs.
+
+    Attributes:
+        inputs: as in `CompiledStage`.
+        outputs: as there.
+        nodes: for operator and name of each ONNX node, why it is not compiled.
+        model: the member that holds the part as an ONNX model.
+        size: its bytes.
+    """
+
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    nodes: dict[str, str]
+    model: str
+    size: int
+
+
+Stage = CompiledStage | OnnxStage
+
+
+@dataclass(frozen=True)
 class Variant:
     """The code of a model for one kind of CPU or device.
 
@@ -137,13 +180,15 @@ class Variant:
         target: TVM's target as written in JSON.
         thread_hint: cores that schedules assumed.
         tuning_records: keys of the tuning records used.
-        library: the member that holds the compiled kernels, or a device's launch plan.
+        library: the member that holds the compiled kernels, or a device's launch plan; empty where
+            no stage is compiled.
         library_size: its size in bytes.
         weights: in the order of the parameters after the inputs.
         kernels: the calls of a run in their order; those of every branch, and some that the
             virtual machine does without. A device's are the launches of its plan.
         memory: bytes of a device's memory that a run takes, weights among them; None for a CPU.
         parity: its comparison with the reference.
+        stages: in the order in which they run; none where the library computes the whole model.
     """
 
     name: str
@@ -157,11 +202,18 @@ class Variant:
     kernels: tuple[Kernel, ...]
     memory: int | None = None
     parity: ParityRecord = ParityRecord()
+    stages: tuple[Stage, ...] = ()
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """Members that hold the stages for ONNX Runtime."""
+        return tuple(stage.model for stage in self.stages if isinstance(stage, OnnxStage))
 
     @property
     def members(self) -> tuple[str, ...]:
         """Members that the variant needs, each once."""
-        return tuple(dict.fromkeys([self.library, *(spec.member for spec in self.weights)]))
+        weights = (spec.member for spec in self.weights)
+        return tuple(dict.fromkeys(filter(None, [self.library, *weights, *self.models])))
 
 
 @dataclass(frozen=True)
@@ -218,6 +270,8 @@ def parse_manifest(fields: dict[str, Any]) -> Manifest:
         for key in ("inputs", "outputs")
     }
     variants = tuple(_variant(entry) for entry in fields["variants"])
+    for variant in variants:
+        _check_stages(variant, specs["inputs"], specs["outputs"])
     return Manifest(**{**fields, **specs, "variants": variants})
 
 
@@ -227,7 +281,33 @@ def _variant(entry: dict[str, Any]) -> Variant:
     entry = _tuples(entry, "features", "tuning_records")
     entry["weights"] = tuple(WeightSpec(**_tuples(spec, "shape")) for spec in entry["weights"])
     entry["kernels"] = tuple(_kernel(kernel) for kernel in entry["kernels"])
+    entry["stages"] = tuple(map(_stage, entry["stages"]))
     return Variant(**{**entry, "parity": ParityRecord(**record)})
+
+
+def _stage(entry: dict[str, Any]) -> Stage:
+    entry = _tuples(entry, "inputs", "outputs")
+    if "model" in entry:
+        return OnnxStage(**entry)
+    return CompiledStage(**_tuples(entry, "nodes"))
+
+
+def _check_stages(
+    variant: Variant, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]
+) -> None:
+    """Refuse stages of which one reads what none before it gives."""
+    if not variant.stages:
+        return
+    there = {spec.name for spec in inputs}
+    for stage in variant.stages:
+        if not there.issuperset(stage.inputs):
+            raise ValueError(f"no stage gives {min(set(stage.inputs) - there)!r} to the next")
+        there.update(stage.outputs)
+    if not there.issuperset(spec.name for spec in outputs):
+        raise ValueError("no stage gives an output of the model")
+    weights = [stage.weights for stage in variant.stages if isinstance(stage, CompiledStage)]
+    if sum(weights) != len(variant.weights):
+        raise ValueError("its stages take another number of weights than it has")
 
 
 def _kernel(entry: dict[str, Any]) -> Kernel:

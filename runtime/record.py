@@ -48,10 +48,11 @@ def record_parity(
             path,
             manifest,
             variant,
-            members[variant.library],
+            members.get(variant.library, b""),
             place_weights(variant.weights, members),
             reference_inputs,
             reference_outputs,
+            {name: members[name] for name in variant.models},
         )
         variants.append(dataclasses.replace(variant, parity=_record(artifact)))
     return dataclasses.replace(manifest, variants=tuple(variants))

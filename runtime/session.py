@@ -13,6 +13,7 @@ from leakyforge.runtime.artifact import Artifact, read_artifact
 from leakyforge.runtime.cuda import CudaEngine
 from leakyforge.runtime.manifest import CUDA, DEVICE_KINDS, OPENCL, WEBGPU, Manifest
 from leakyforge.runtime.opencl import OpenClEngine
+from leakyforge.runtime.staged import StagedEngine
 from leakyforge.runtime.tensors import Array, TensorSpec, bind_shape, numpy_dtype
 from leakyforge.runtime.vm import VmEngine
 from leakyforge.runtime.webgpu import WebGpuEngine
@@ -36,7 +37,8 @@ class Session:
         DeviceError: there is no such device, or the model does not fit on it.
         InputError: more threads than CPUs, or a device for code that runs on the CPU.
         MissingDependencyError: an OpenCL artifact without PyOpenCL, a CUDA one without
-            cuda-bindings, a WebGPU one without wgpu.
+            cuda-bindings, a WebGPU one without wgpu, or one with stages for ONNX Runtime without
+            onnxruntime.
     """
 
     def __init__(
@@ -103,7 +105,7 @@ class Session:
         It is given the function, its name, whether it is about to run, its result (None before),
         and its arguments.
         """
-        if not isinstance(self._engine, VmEngine):
+        if not isinstance(self._engine, (VmEngine, StagedEngine)):
             raise InputError(f"kernels of a {self.manifest.machine} artifact cannot be observed")
         with self._lock:
             self._engine.instrument(hook)
@@ -144,8 +146,8 @@ def _wrong_names(names: Sequence[str], feeds: Mapping[str, Any]) -> InputError:
 
 def _engine(
     artifact: Artifact, threads: int, device: str | None
-) -> VmEngine | OpenClEngine | CudaEngine | WebGpuEngine:
-    """What runs the artifact: TVM's virtual machine, or a launcher for its kind of device."""
+) -> VmEngine | StagedEngine | OpenClEngine | CudaEngine | WebGpuEngine:
+    """What runs the artifact: TVM's virtual machine, stages, or a launcher for a kind of device."""
     if artifact.manifest.machine == OPENCL:
         return OpenClEngine(artifact, device)
     if artifact.manifest.machine == CUDA:
@@ -157,4 +159,6 @@ def _engine(
         raise InputError(
             f"device={device!r} names a device of {kinds}, and {artifact.path} is code for a CPU"
         )
-    return VmEngine(artifact, threads)
+    return (
+        StagedEngine(artifact, threads) if artifact.variant.stages else VmEngine(artifact, threads)
+    )

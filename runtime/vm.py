@@ -17,12 +17,19 @@ _BITS = {1: "uint8", 2: "uint16"}
 _Addresses = tuple[int, int]
 
 
-class VmEngine:
+class VmLibrary:
     """A variant's library, loaded, with its weights.
 
     Args:
         artifact: whose library it is.
         threads: of its parallel loops.
+
+    Attributes:
+        machine: TVM's virtual machine.
+        memory: of the weights.
+        weights: TVM tensors, views of that memory.
+        threads: as given.
+        model: name of the model.
 
     Raises:
         ArtifactError: the system's loader refuses the library.
@@ -30,20 +37,43 @@ class VmEngine:
     """
 
     def __init__(self, artifact: Artifact, threads: int) -> None:
-        self._threads = threads
         set_threads(threads)
-        self._model = artifact.manifest.model
-        self._machine = load_vm(artifact.library, str(artifact.path))
-        self._main = self._machine["main"]
-        memory = self._weight_memory = artifact.weight_memory
-        weights = unpack_weights(memory, artifact.variant.weights)
-        self._weights = [to_tvm(weight) for weight in weights]
-        self._weight_addresses = (memory.ctypes.data, memory.ctypes.data + memory.nbytes)
-        self._has_one_output = len(artifact.manifest.outputs) == 1
+        self.threads = threads
+        self.model = artifact.manifest.model
+        self.machine = load_vm(artifact.library, str(artifact.path))
+        self.memory = artifact.weight_memory
+        weights = unpack_weights(self.memory, artifact.variant.weights)
+        self.weights = [to_tvm(weight) for weight in weights]
+
+    def instrument(self, hook: Callable[..., None] | None) -> None:
+        """Have a hook called around every function that a run calls; None takes it away."""
+        self.machine["set_instrument"](hook)
+
+
+class VmFunction:
+    """A function of a library, on arrays.
+
+    Args:
+        library: that holds it.
+        name: in the library.
+        outputs: how many it gives.
+        weights: those of the library that it takes after its inputs.
+    """
+
+    def __init__(
+        self, library: VmLibrary, name: str, outputs: int, weights: slice = slice(None)
+    ) -> None:
+        self._library = library
+        self._threads = library.threads
+        self._function = library.machine[name]
+        self._weights = library.weights[weights]
+        start = library.memory.ctypes.data
+        self._weight_addresses = (start, start + library.memory.nbytes)
+        self._has_one_output = outputs == 1
         self._copies: dict[str, Array] = {}
 
     def run(self, feeds: Mapping[str, Array]) -> list[Array]:
-        """Outputs, owned by the caller, for inputs in the order of the model's.
+        """Outputs, owned by the caller, for inputs in the order of the function's.
 
         Raises:
             ExecutionError: the compiled code refuses what fits the declared shapes.
@@ -56,13 +86,13 @@ class VmEngine:
             tensors.append(tensor)
             borrowed.append(_addresses(tensor, array.nbytes))
         try:
-            result = self._main(*tensors, *self._weights)
+            result = self._function(*tensors, *self._weights)
         except (RuntimeError, ValueError, TypeError) as error:
             shapes = ", ".join(
                 f"{name} {format_shape(array.shape)}" for name, array in feeds.items()
             )
             raise ExecutionError(
-                f"model {self._model!r} failed on {shapes}: {one_line(error)}"
+                f"model {self._library.model!r} failed on {shapes}: {one_line(error)}"
             ) from error
         outputs = []
         for tensor in [result] if self._has_one_output else result:
@@ -73,10 +103,6 @@ class VmEngine:
             borrowed.append(addresses)
         return outputs
 
-    def instrument(self, hook: Callable[..., None] | None) -> None:
-        """Have a hook called around every function that a run calls; None takes it away."""
-        self._machine["set_instrument"](hook)
-
     def _copy(self, name: str, array: Array) -> Array:
         """A copy of consecutive elements, in memory that is kept for the next run."""
         copy = self._copies.get(name)
@@ -84,6 +110,17 @@ class VmEngine:
             copy = self._copies[name] = empty_aligned(array.shape, array.dtype)
         copy[...] = array
         return copy
+
+
+class VmEngine(VmFunction):
+    """A variant whose library computes the whole model; arguments and errors as `VmLibrary`'s."""
+
+    def __init__(self, artifact: Artifact, threads: int) -> None:
+        super().__init__(VmLibrary(artifact, threads), "main", len(artifact.manifest.outputs))
+
+    def instrument(self, hook: Callable[..., None] | None) -> None:
+        """As `VmLibrary.instrument`."""
+        self._library.instrument(hook)
 
 
 def to_tvm(array: Array) -> Any:

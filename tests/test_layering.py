@@ -25,6 +25,7 @@ ALLOWED = {
 COMMON = {
     "leakyforge.errors",
     "leakyforge.files",
+    "leakyforge.intervals",
     "leakyforge.lazy",
     "leakyforge.pins",
     "leakyforge.tolerance",

@@ -393,6 +393,10 @@ def summaries(records: Records) -> SummaryList:
 Find = Callable[[str, CpuTarget], Winner | None]
 
 
+def no_winner(_workload: str, _target: CpuTarget) -> None:
+    """Tuning records are not asked for."""
+
+
 @contextlib.contextmanager
 def winners(path: Path | None) -> Iterator[Find]:
     """Finds winners: the user's, else those that come with the package.

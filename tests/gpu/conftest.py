@@ -40,6 +40,8 @@ GRAPHS = [
 
 def pytest_generate_tests(metafunc):
     if "small_model" in metafunc.fixturenames:
-        metafunc.parametrize("small_model", [(name, SMALL[name]) for name in ZOO], ids=ZOO)
+        # Shapes of a voice depend on values, which no launch plan can hold.
+        names = [name for name in ZOO if name != "vits"]
+        metafunc.parametrize("small_model", [(name, SMALL[name]) for name in names], ids=names)
     if "small_graph" in metafunc.fixturenames:
         metafunc.parametrize("small_graph", GRAPHS)

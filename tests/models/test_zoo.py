@@ -12,7 +12,10 @@ SMALL = {
     "rrdbnet": {"blocks": 1},
     "yolov3": {"features": 4},
     "pix2pix-unet": {"features": 8},
+    "vits": {"hidden": 16, "layers": 1},
 }
+# Of inputs that are no pictures or sounds.
+RANGES = {"input": (0, 256), "input_lengths": (1, 4)}
 # Parameters at full size, running means and variances of batch normalization aside.
 PARAMETERS = {
     "yolov2-tiny": 11_232_057,
@@ -41,7 +44,8 @@ def test_every_input_states_its_range(name):
     metadata = {entry.key: entry.value for entry in model.metadata_props}
     for value in model.graph.input:
         low, high = map(float, metadata[f"leakyforge.input_range.{value.name}"].split(","))
-        assert (low, high) == (0, 1)
+        expected = RANGES.get(value.name, (0, 1)) if name == "vits" else (0, 1)
+        assert (low, high) == expected
 
 
 @pytest.mark.parametrize(("name", "count"), PARAMETERS.items())
@@ -95,3 +99,21 @@ def test_invalid_value_of_a_common_option(name, option, value):
 def test_ir_version_is_the_lowest_for_the_opset(opset):
     model = build("digits", opset=opset)
     assert model.ir_version == onnx.helper.find_min_ir_version_for(model.opset_import)
+
+
+def test_a_dimension_of_hifigan_may_be_symbolic():
+    model = build("hifigan", frames="T")
+    (mel,), (sound,) = model.graph.input, model.graph.output
+    assert mel.type.tensor_type.shape.dim[2].dim_param == "T"
+    assert sound.type.tensor_type.shape.dim[2].dim_param == "samples"
+    with pytest.raises(ExportError, match="frames='2'"):
+        build("hifigan", frames="2")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [({"hidden": 10, "heads": 4}, "hidden=10"), ({"channels": 12}, "channels=12")],
+)
+def test_options_of_the_voice(options, words):
+    with pytest.raises(ExportError, match=words):
+        build("vits", **options)
