@@ -195,6 +195,9 @@ def compile_command(
 @click.option("--reproducer", type=FILE,
               help="With --bisect, .onnx file to write for a kernel at fault, its inputs as .npz "
               "beside it.  [default: ARTIFACT-fault.onnx]")  # fmt: skip
+@click.option("--html", type=FILE,
+              help="HTML file to write too: errors of outputs and kernels, and LeakyRelu's "
+              "inputs.")  # fmt: skip
 @variants_option
 @device_option
 @json_option
@@ -209,6 +212,7 @@ def check(
     family: str | None,
     bisects: bool,
     reproducer: Path | None,
+    html: Path | None,
     variant: str | None,
     device: str | None,
     as_json: bool,
@@ -220,20 +224,25 @@ def check(
     Example:
       leakyforge check model.lfa --samples 8 --seed 1
       leakyforge check model.lfa --bisect
+      leakyforge check model.lfa --html report.html
     """
+    from leakyforge.html_report import check_html, write_html
     from leakyforge.render import print_parity
     from leakyforge.runtime import check as check_parity
 
     feeds = None if inputs is None else _load_npz(inputs)
     if bisects:
-        if device is not None or float64 or family is not None:
+        if device is not None or float64 or family is not None or html is not None:
             raise click.UsageError(
-                "--bisect judges kernels of the CPU; leave out --device, --float64 and --family"
+                "--bisect judges kernels of the CPU; leave out --device, --float64, --family and "
+                "--html"
             )
         _bisect(artifact, onnx, feeds, seed, variant, reproducer, as_json, quiet)
         return
     if reproducer is not None:
         raise click.UsageError("--reproducer is what --bisect writes; add it")
+    if html is not None:
+        check_html(html)
     with _status(f"check {artifact.name}", quiet):
         report = check_parity(
             artifact,
@@ -246,6 +255,8 @@ def check(
             float64=float64,
             family=family,
         )
+        if html is not None:
+            write_html(html, report, onnx, feeds)
     _show(report, print_parity, as_json, quiet)
     _exit_with(report)
 

@@ -15,6 +15,7 @@ from leakyforge.errors import InputError, ModelError
 from leakyforge.opsets import OLDEST_OF_ONNXRUNTIME, at_least
 from leakyforge.runtime.acceptance import Acceptance, Samples, accept
 from leakyforge.runtime.artifact import Artifact, read_artifact, read_manifest
+from leakyforge.runtime.histogram import histogram
 from leakyforge.runtime.manifest import Manifest
 from leakyforge.runtime.own_rounding import OwnRounding, compare_roundings
 from leakyforge.runtime.reference import Reference, load_reference, random_feeds
@@ -48,6 +49,8 @@ class OutputParity:
         passed: whether the output is within the tolerance in every sample.
         problem: what is wrong where it is not a difference in values, else empty.
         variant: of the artifact, the variant that computed it.
+        histogram: how many elements of all samples have which share of their tolerance as their
+            error (see `histogram`); empty where there is a problem.
     """
 
     output: str
@@ -66,6 +69,7 @@ class OutputParity:
     passed: bool
     problem: str = ""
     variant: str = ""
+    histogram: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -337,7 +341,10 @@ def compare_outputs(
             compare(spec.name, ours[spec.name], theirs[spec.name], limits, reference)
             for ours, theirs in zip(actual, desired, strict=True)
         ]
-        rows.append(max(samples, key=lambda row: (not row.passed, row.needed)))
+        worst = max(samples, key=lambda row: (not row.passed, row.needed))
+        # Of a sample with a problem it is empty, and so is then the sum.
+        counts = zip(*(row.histogram for row in samples), strict=False)
+        rows.append(replace(worst, histogram=tuple(map(sum, counts))))
     return rows
 
 
@@ -393,6 +400,7 @@ def compare(
         origin=limits.origin,
         needed=needed,
         passed=needed <= 1.0,
+        histogram=histogram(shares),
     )
 
 
