@@ -87,6 +87,7 @@ def bisect(
     seed: int = 0,
     variant: str | None = None,
     output: str | Path | None = None,
+    verify_key: str | Path | None = None,
 ) -> BisectReport:
     """Find the kernel by which an artifact differs from its ONNX model, and write a reproducer.
 
@@ -98,9 +99,10 @@ def bisect(
         variant: of the artifact; by default the best for this CPU.
         output: .onnx file to write where a kernel is at fault, its inputs as .npz beside it; by
             default ARTIFACT-fault.onnx.
+        verify_key: Ed25519 public key in a PEM file, by which the artifact has to be signed.
 
     Raises:
-        ArtifactError: the artifact cannot be loaded here.
+        ArtifactError: the artifact cannot be loaded here, or is not signed by `verify_key`.
         ModelError: the ONNX file is absent or another one, or ONNX Runtime refuses it.
         InputError: `inputs` do not fit, the artifact is for a device, or the reproducer cannot be
             written.
@@ -110,7 +112,7 @@ def bisect(
     problem = destination_problem(model_file)
     if problem is not None:
         raise InputError(problem)
-    run = _judged_run(path, onnx_path, inputs, seed, variant)
+    run = _judged_run(path, onnx_path, inputs, seed, variant, verify_key)
     graph = run.graph
     rows = sorted(run.kernels, key=lambda row: row.needed, reverse=True)
     outputs, simplified = _parity(run)
@@ -148,12 +150,13 @@ def judge_layers(
     inputs: Mapping[str, Array] | None = None,
     seed: int = 0,
     variant: str | None = None,
+    verify_key: str | Path | None = None,
 ) -> tuple[KernelParity, ...]:
     """Judge the kernels of a run by themselves, in the order of their calls; writes nothing.
 
     Arguments and errors are those of `bisect`.
     """
-    return _judged_run(Path(artifact), onnx_path, inputs, seed, variant).kernels
+    return _judged_run(Path(artifact), onnx_path, inputs, seed, variant, verify_key).kernels
 
 
 @dataclass(frozen=True)
@@ -185,9 +188,10 @@ def _judged_run(
     inputs: Mapping[str, Array] | None,
     seed: int,
     variant: str | None,
+    verify_key: str | Path | None,
 ) -> _JudgedRun:
     """Run an artifact once, and judge each of its kernels."""
-    artifact = read_artifact(path, variant)
+    artifact = read_artifact(path, variant, verify_key=verify_key)
     session = Session(artifact)
     specs = artifact.manifest.inputs
     source = find_onnx(artifact.manifest, path, onnx_path)

@@ -31,6 +31,7 @@ from leakyforge.options import (
     threads_option,
     variant_option,
     variants_option,
+    verify_key_option,
 )
 
 _FAILED, _USAGE, _BUG = 1, 2, 3
@@ -200,6 +201,7 @@ def compile_command(
               "inputs.")  # fmt: skip
 @variants_option
 @device_option
+@verify_key_option
 @json_option
 @common_options
 def check(
@@ -215,6 +217,7 @@ def check(
     html: Path | None,
     variant: str | None,
     device: str | None,
+    verify_key: Path | None,
     as_json: bool,
     quiet: bool,
 ) -> None:
@@ -237,7 +240,7 @@ def check(
                 "--bisect judges kernels of the CPU; leave out --device, --float64, --family and "
                 "--html"
             )
-        _bisect(artifact, onnx, feeds, seed, variant, reproducer, as_json, quiet)
+        _bisect(artifact, onnx, feeds, seed, variant, reproducer, verify_key, as_json, quiet)
         return
     if reproducer is not None:
         raise click.UsageError("--reproducer is what --bisect writes; add it")
@@ -254,9 +257,10 @@ def check(
             device=device,
             float64=float64,
             family=family,
+            verify_key=verify_key,
         )
         if html is not None:
-            write_html(html, report, onnx, feeds)
+            write_html(html, report, onnx, feeds, verify_key)
     _show(report, print_parity, as_json, quiet)
     _exit_with(report)
 
@@ -265,10 +269,16 @@ def check(
 @click.argument("artifact", type=FILE)
 @variants_option
 @device_option
+@verify_key_option
 @json_option
 @common_options
 def verify(
-    artifact: Path, variant: str | None, device: str | None, as_json: bool, quiet: bool
+    artifact: Path,
+    variant: str | None,
+    device: str | None,
+    verify_key: Path | None,
+    as_json: bool,
+    quiet: bool,
 ) -> None:
     """Replay the inputs an artifact carries; needs neither onnx nor onnxruntime.
 
@@ -279,9 +289,31 @@ def verify(
     from leakyforge.render import print_parity
     from leakyforge.runtime import verify as verify_artifact
 
-    report = verify_artifact(artifact, variant, device)
+    report = verify_artifact(artifact, variant, device, verify_key)
     _show(report, print_parity, as_json, quiet)
     _exit_with(report)
+
+
+@cli.command()
+@click.argument("artifact", type=FILE)
+@click.option("--key", type=FILE, required=True, help="Ed25519 private key (PEM).")
+@common_options
+def sign(artifact: Path, key: Path, quiet: bool) -> None:
+    """Sign an artifact, in place; with --verify-key, the other commands then refuse any other.
+
+    \b
+    Make a pair of keys:
+      openssl genpkey -algorithm ed25519 -out private.pem
+      openssl pkey -in private.pem -pubout -out public.pem
+
+    \b
+    Example:
+      leakyforge sign model.lfa --key private.pem
+    """
+    from leakyforge.runtime import sign_artifact
+
+    sign_artifact(artifact, key)
+    _say(quiet, f"signed {artifact}")
 
 
 @cli.command()
@@ -293,6 +325,7 @@ def verify(
 @threads_option
 @variant_option
 @device_option
+@verify_key_option
 @common_options
 def run(
     artifact: Path,
@@ -302,6 +335,7 @@ def run(
     threads: int | None,
     variant: str | None,
     device: str | None,
+    verify_key: Path | None,
     quiet: bool,
 ) -> None:
     """Run an artifact once.
@@ -314,7 +348,9 @@ def run(
     from leakyforge.runtime import Session
     from leakyforge.runtime.arrays import load_npy, save_npz
 
-    session = Session(artifact, threads=threads, variant=variant, device=device)
+    session = Session(
+        artifact, threads=threads, variant=variant, device=device, verify_key=verify_key
+    )
     feeds = {} if inputs is None else _load_npz(inputs)
     feeds |= {name: load_npy(Path(file)) for name, file in arrays}
     names = [spec.name for spec in session.get_outputs()]
@@ -338,6 +374,7 @@ def run(
               help="Beside other engines; installs those that are absent and small.")  # fmt: skip
 @click.option("--peer", "names", multiple=True,
               help="Beside this engine, installed whatever its size; may be repeated.")  # fmt: skip
+@verify_key_option
 @json_option
 @common_options
 def bench(
@@ -351,6 +388,7 @@ def bench(
     profiles: bool,
     peers: bool,
     names: tuple[str, ...],
+    verify_key: Path | None,
     as_json: bool,
     quiet: bool,
 ) -> None:
@@ -373,6 +411,7 @@ def bench(
         raise click.UsageError("--profile times no other engine; leave out --peers and --peer")
     if peers and variant is not None:
         raise click.UsageError("--peers times the variant that this CPU loads; leave out --variant")
+    _refuse_unsigned(model, verify_key)
     with tempfile.TemporaryDirectory(prefix="leakyforge-") as folder:
         artifact, compile_seconds = model, None
         if not is_artifact(model):
@@ -384,15 +423,28 @@ def bench(
             if peers:
                 beside = compare_peers(
                     artifact, onnx, threads=threads, seconds=seconds, names=names,
-                    compile_seconds=compile_seconds,
+                    compile_seconds=compile_seconds, verify_key=verify_key,
                 )  # fmt: skip
                 _show(beside, print_peers, as_json, quiet)
                 return
             if profiles:
-                calls = profile(artifact, threads=threads, seconds=seconds, variant=variant)
+                calls = profile(
+                    artifact,
+                    threads=threads,
+                    seconds=seconds,
+                    variant=variant,
+                    verify_key=verify_key,
+                )
                 _show(calls, print_profile, as_json, quiet)
                 return
-            report = run_bench(artifact, onnx, threads=threads, seconds=seconds, variant=variant)
+            report = run_bench(
+                artifact,
+                onnx,
+                threads=threads,
+                seconds=seconds,
+                variant=variant,
+                verify_key=verify_key,
+            )
     _show(report, print_bench, as_json, quiet)
 
 
@@ -401,9 +453,12 @@ def bench(
 @click.option("--roofline", "gpu", metavar="GPU",
               help="Least time of each kernel of a GPU's artifact, by this GPU's data sheet: a100, "
               "h100, h200, a10, l4 or l40s.")  # fmt: skip
+@verify_key_option
 @json_option
 @common_options
-def inspect(file: Path, gpu: str | None, as_json: bool, quiet: bool) -> None:
+def inspect(
+    file: Path, gpu: str | None, verify_key: Path | None, as_json: bool, quiet: bool
+) -> None:
     """Show what is inside an ONNX file or an artifact.
 
     \b
@@ -414,14 +469,17 @@ def inspect(file: Path, gpu: str | None, as_json: bool, quiet: bool) -> None:
     from leakyforge import render
     from leakyforge.runtime.artifact import is_artifact, read_manifest
 
+    _refuse_unsigned(file, verify_key)
     if gpu is not None:
         from leakyforge.runtime.roofline import roofline
 
-        report = roofline(read_manifest(file, whole=True), gpu)
+        report = roofline(read_manifest(file, whole=True, verify_key=verify_key), gpu)
         _show(report, render.print_roofline, as_json, quiet)
     elif is_artifact(file):
-        manifest = read_manifest(file, whole=True)
+        manifest = read_manifest(file, whole=True, verify_key=verify_key)
         _show(manifest, lambda value: render.print_manifest(str(file), value), as_json, quiet)
+        if verify_key is not None and not as_json:
+            _say(quiet, f"signature by {verify_key}: valid")
     else:
         import dataclasses
 
@@ -522,6 +580,7 @@ def _bisect(
     seed: int,
     variant: str | None,
     reproducer: Path | None,
+    verify_key: Path | None,
     as_json: bool,
     quiet: bool,
 ) -> None:
@@ -531,9 +590,25 @@ def _bisect(
 
     title = f"bisect {artifact.name}"
     with _native_stderr_hidden() as stream, _status(title, quiet, stream):
-        report = bisect(artifact, onnx, inputs=feeds, seed=seed, variant=variant, output=reproducer)
+        report = bisect(
+            artifact,
+            onnx,
+            inputs=feeds,
+            seed=seed,
+            variant=variant,
+            output=reproducer,
+            verify_key=verify_key,
+        )
     _show(report, print_bisect, as_json, quiet)
     _exit_with(report)
+
+
+def _refuse_unsigned(model: Path, verify_key: Path | None) -> None:
+    """Refuse a key for what carries no signature."""
+    from leakyforge.runtime.artifact import is_artifact
+
+    if verify_key is not None and not is_artifact(model):
+        raise click.UsageError(f"--verify-key is for artifacts, and {model} is none")
 
 
 def _compile(

@@ -139,6 +139,7 @@ def write_html(
     report: "ParityReport",
     onnx: Path | None = None,
     inputs: "Mapping[str, Array] | None" = None,
+    verify_key: Path | None = None,
 ) -> None:
     """Write a report, whole or not at all.
 
@@ -150,12 +151,15 @@ def write_html(
         report: of a check.
         onnx: the ONNX file that was given to the check.
         inputs: the inputs that were given to it.
+        verify_key: the public key that was given to it.
 
     Raises:
+        ArtifactError: the artifact was changed since the check.
         InputError: the file cannot be written; one of that name is left as it was.
         MissingDependencyError: Jinja is not installed.
     """
-    text = _environment().get_template(_TEMPLATE).render(_content(report, onnx, inputs))
+    content = _content(report, onnx, inputs, verify_key)
+    text = _environment().get_template(_TEMPLATE).render(content)
     try:
         with atomic_file(path) as stream:
             # A path of the file system may hold bytes that are no characters.
@@ -182,12 +186,15 @@ def _environment() -> Any:
 
 
 def _content(
-    report: "ParityReport", onnx: Path | None, inputs: "Mapping[str, Array] | None"
+    report: "ParityReport",
+    onnx: Path | None,
+    inputs: "Mapping[str, Array] | None",
+    verify_key: Path | None,
 ) -> dict[str, Any]:
     """What the template shows."""
     from leakyforge.runtime import read_manifest
 
-    manifest = read_manifest(report.artifact)
+    manifest = read_manifest(report.artifact, verify_key=verify_key)
     variants = list(dict.fromkeys(row.variant for row in report.outputs))
     return {
         "report": report,
@@ -199,7 +206,7 @@ def _content(
             ACCEPTANCE_COLUMNS, [acceptance_cells(row) for row in report.acceptance], ("value",)
         ),
         "leaky_relus": _leaky_relus(report),
-        "layers": [_layers(report, variant, onnx, inputs) for variant in variants],
+        "layers": [_layers(report, variant, onnx, inputs, verify_key) for variant in variants],
         "model": _model(manifest),
         "environment": _machine(),
     }
@@ -281,6 +288,7 @@ def _layers(
     variant: str,
     onnx: Path | None,
     inputs: "Mapping[str, Array] | None",
+    verify_key: Path | None,
 ) -> Layers:
     """Each kernel of a variant on exact inputs, in the order of a run."""
     try:
@@ -289,7 +297,9 @@ def _layers(
         return Layers(variant, None, f"the compiler is not installed: {error}")
     seed = 0 if report.seed is None else report.seed
     try:
-        rows = judge_layers(report.artifact, onnx, inputs=inputs, seed=seed, variant=variant)
+        rows = judge_layers(
+            report.artifact, onnx, inputs=inputs, seed=seed, variant=variant, verify_key=verify_key
+        )
     except LeakyforgeError as error:
         return Layers(variant, None, str(error))
     table = Table(KERNEL_COLUMNS, [_kernel(row) for row in rows], ("max abs", "tolerance"))

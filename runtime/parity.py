@@ -143,6 +143,7 @@ def check(
     device: str | None = None,
     float64: bool = False,
     family: str | None = None,
+    verify_key: str | Path | None = None,
 ) -> ParityReport:
     """Compare an artifact with ONNX Runtime, with its graph optimisations on and off.
 
@@ -159,9 +160,10 @@ def check(
             Runtime itself loses (see `own_rounding`); takes seconds to minutes.
         family: what the model is for, one of `acceptance.FAMILIES`: boxes, pictures, sound or
             classes are compared too.
+        verify_key: Ed25519 public key in a PEM file, by which the artifact has to be signed.
 
     Raises:
-        ArtifactError: the artifact cannot be loaded here.
+        ArtifactError: the artifact cannot be loaded here, or is not signed by `verify_key`.
         ModelError: the ONNX file is absent, is not the one, ONNX Runtime refuses it, or it cannot
             be evaluated in float64.
         InputError: `inputs` do not fit the model, samples is below 1, or the outputs are not those
@@ -171,7 +173,7 @@ def check(
     if samples < 1:
         raise InputError(f"samples={samples}, but a check needs at least 1")
     path = Path(artifact)
-    manifest = read_manifest(path)
+    manifest = read_manifest(path, verify_key=verify_key)
     variants, not_run = choose_variants(manifest, path, variant)
     proto = find_onnx(manifest, path, onnx)
     specs = manifest.inputs
@@ -183,7 +185,8 @@ def check(
     else:
         feeds = [check_feeds(specs, inputs)]
     actual = {
-        each.name: _outputs(read_artifact(path, each.name), feeds, device) for each in variants
+        each.name: _outputs(read_artifact(path, each.name, verify_key=verify_key), feeds, device)
+        for each in variants
     }
     references = [load_reference(proto, optimised=optimised) for optimised in (True, False)]
     if references[0].name == references[1].name:
@@ -248,7 +251,10 @@ def _check_exact(
 
 
 def verify(
-    artifact: str | Path, variant: str | None = None, device: str | None = None
+    artifact: str | Path,
+    variant: str | None = None,
+    device: str | None = None,
+    verify_key: str | Path | None = None,
 ) -> ParityReport:
     """Replay the inputs that an artifact carries and compare with the outputs that it carries.
 
@@ -258,13 +264,20 @@ def verify(
         artifact: the artifact's path.
         variant: the variant to run; by default the best for this CPU, `all` for each that runs.
         device: for a device's artifact, as in `Session`.
+        verify_key: Ed25519 public key in a PEM file, by which the artifact has to be signed.
 
     Raises:
-        ArtifactError: the artifact is damaged or cannot be loaded here.
+        ArtifactError: the artifact is damaged, cannot be loaded here, or is not signed by
+            `verify_key`.
     """
     path = Path(artifact)
-    variants, not_run = choose_variants(read_manifest(path, whole=True), path, variant)
-    rows = [row for each in variants for row in replay(read_artifact(path, each.name), device)]
+    manifest = read_manifest(path, whole=True, verify_key=verify_key)
+    variants, not_run = choose_variants(manifest, path, variant)
+    rows = [
+        row
+        for each in variants
+        for row in replay(read_artifact(path, each.name, verify_key=verify_key), device)
+    ]
     return ParityReport(str(artifact), 1, None, tuple(rows), (), not_run)
 
 
