@@ -20,7 +20,7 @@ from leakyforge.kernels.onnx_values import OnnxValues
 from leakyforge.kernels.stages import first_wrong_stage
 from leakyforge.kernels.target import parse_target
 from leakyforge.runtime.arrays import save_npz
-from leakyforge.runtime.artifact import read_artifact
+from leakyforge.runtime.artifact import Artifact, read_artifact
 from leakyforge.runtime.capture import capture_calls
 from leakyforge.runtime.parity import (
     OutputParity,
@@ -87,6 +87,7 @@ def bisect(
     seed: int = 0,
     variant: str | None = None,
     output: str | Path | None = None,
+    verify_key: str | Path | None = None,
 ) -> BisectReport:
     """Find the kernel by which an artifact differs from its ONNX model, and write a reproducer.
 
@@ -98,9 +99,10 @@ def bisect(
         variant: of the artifact; by default the best for this CPU.
         output: .onnx file to write where a kernel is at fault, its inputs as .npz beside it; by
             default ARTIFACT-fault.onnx.
+        verify_key: Ed25519 public key in a PEM file, by which the artifact has to be signed.
 
     Raises:
-        ArtifactError: the artifact cannot be loaded here.
+        ArtifactError: the artifact cannot be loaded here, or is not signed by `verify_key`.
         ModelError: the ONNX file is absent or another one, or ONNX Runtime refuses it.
         InputError: `inputs` do not fit, the artifact is for a device or in stages, or the
             reproducer cannot be written.
@@ -110,24 +112,12 @@ def bisect(
     problem = destination_problem(model_file)
     if problem is not None:
         raise InputError(problem)
-    loaded = read_artifact(path, variant)
-    if loaded.variant.stages:
-        raise InputError(
-            f"{path} runs in stages, some in ONNX Runtime, and --bisect judges the kernels of a "
-            "model that is compiled as a whole; check it without --bisect"
-        )
-    session = Session(loaded)
-    specs = loaded.manifest.inputs
-    source = find_onnx(loaded.manifest, path, onnx_path)
-    model = _compiled(source, specs)
-    feeds = random_feeds(specs, seed) if inputs is None else check_feeds(specs, inputs)
-    calls = capture_calls(session, loaded.variant.kernels, feeds)
-    graph = OnnxValues(model, feeds)
-    rows = judge_kernels(calls, graph, feeds)
-    rows.sort(key=lambda row: row.needed, reverse=True)
-    outputs, simplified = _parity(session, source, model, feeds)
+    run = _judged_run(path, onnx_path, inputs, seed, variant, verify_key)
+    graph = run.graph
+    rows = sorted(run.kernels, key=lambda row: row.needed, reverse=True)
+    outputs, simplified = _parity(run)
     report = BisectReport(
-        str(artifact), session.variant, tuple(rows), tuple(outputs), tuple(simplified)
+        str(artifact), run.artifact.variant.name, tuple(rows), tuple(outputs), tuple(simplified)
     )
     fault = report.fault
     if fault is None or fault.value is None:
@@ -146,11 +136,76 @@ def bisect(
 
     report = dataclasses.replace(report, reproducer=str(model_file), inputs=str(inputs_file))
     try:
-        stage = first_wrong_stage(part, given, is_right, parse_target(loaded.variant.target))
+        stage = first_wrong_stage(part, given, is_right, parse_target(run.artifact.variant.target))
     except LeakyforgeError as error:
         # The kernel at fault is known all the same.
         return dataclasses.replace(report, stage_problem=str(error))
     return dataclasses.replace(report, stage=stage or ARTIFACT)
+
+
+def judge_layers(
+    artifact: str | Path,
+    onnx_path: str | Path | None = None,
+    *,
+    inputs: Mapping[str, Array] | None = None,
+    seed: int = 0,
+    variant: str | None = None,
+    verify_key: str | Path | None = None,
+) -> tuple[KernelParity, ...]:
+    """Judge the kernels of a run by themselves, in the order of their calls; writes nothing.
+
+    Arguments and errors are those of `bisect`.
+    """
+    return _judged_run(Path(artifact), onnx_path, inputs, seed, variant, verify_key).kernels
+
+
+@dataclass(frozen=True)
+class _JudgedRun:
+    """One run of an artifact.
+
+    Attributes:
+        artifact: whose variant ran.
+        session: that ran it.
+        source: its ONNX model.
+        model: the same as the compiler was given it.
+        feeds: an array for each input.
+        graph: `model` and its values.
+        kernels: one row for each call, in order.
+    """
+
+    artifact: Artifact
+    session: Session
+    source: onnx.ModelProto
+    model: onnx.ModelProto
+    feeds: dict[str, Array]
+    graph: OnnxValues
+    kernels: tuple[KernelParity, ...]
+
+
+def _judged_run(
+    path: Path,
+    onnx_path: str | Path | None,
+    inputs: Mapping[str, Array] | None,
+    seed: int,
+    variant: str | None,
+    verify_key: str | Path | None,
+) -> _JudgedRun:
+    """Run an artifact once, and judge each of its kernels."""
+    artifact = read_artifact(path, variant, verify_key=verify_key)
+    if artifact.variant.stages:
+        raise InputError(
+            f"{path} runs in stages, some in ONNX Runtime, and --bisect judges the kernels of a "
+            "model that is compiled as a whole; check it without --bisect"
+        )
+    session = Session(artifact)
+    specs = artifact.manifest.inputs
+    source = find_onnx(artifact.manifest, path, onnx_path)
+    model = _compiled(source, specs)
+    feeds = random_feeds(specs, seed) if inputs is None else check_feeds(specs, inputs)
+    calls = capture_calls(session, artifact.variant.kernels, feeds)
+    graph = OnnxValues(model, feeds)
+    kernels = tuple(judge_kernels(calls, graph, feeds))
+    return _JudgedRun(artifact, session, source, model, feeds, graph, kernels)
 
 
 def _compiled(source: onnx.ModelProto, specs: Sequence[TensorSpec]) -> onnx.ModelProto:
@@ -163,16 +218,14 @@ def _compiled(source: onnx.ModelProto, specs: Sequence[TensorSpec]) -> onnx.Mode
     return add_up_in_float32(fold(fix_shapes(source, fixed)))
 
 
-def _parity(
-    session: Session, source: onnx.ModelProto, model: onnx.ModelProto, feeds: Mapping[str, Array]
-) -> tuple[list[OutputParity], list[OutputParity]]:
+def _parity(run: _JudgedRun) -> tuple[list[OutputParity], list[OutputParity]]:
     """Outputs of the artifact, and of the simplified model, against ONNX Runtime."""
-    specs = session.get_outputs()
-    reference = load_reference(source)
-    desired = [reference.run(feeds)]
+    specs = run.session.get_outputs()
+    reference = load_reference(run.source)
+    desired = [reference.run(run.feeds)]
     names = [spec.name for spec in specs]
-    ours = [dict(zip(names, session.run(None, feeds), strict=True))]
-    simplified = [load_reference(model, optimised=False).run(feeds)]
+    ours = [dict(zip(names, run.session.run(None, run.feeds), strict=True))]
+    simplified = [load_reference(run.model, optimised=False).run(run.feeds)]
     return (
         compare_outputs(specs, ours, desired, reference.name),
         compare_outputs(specs, simplified, desired, reference.name),

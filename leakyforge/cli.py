@@ -32,6 +32,7 @@ from leakyforge.options import (
     threads_option,
     variant_option,
     variants_option,
+    verify_key_option,
 )
 from leakyforge.tune_cli import records as records_command
 from leakyforge.tune_cli import records_option, tune
@@ -228,8 +229,12 @@ cli.add_command(records_command, "records")
 @click.option("--reproducer", type=FILE,
               help="With --bisect, .onnx file to write for a kernel at fault, its inputs as .npz "
               "beside it.  [default: ARTIFACT-fault.onnx]")  # fmt: skip
+@click.option("--html", type=FILE,
+              help="HTML file to write too: errors of outputs and kernels, and LeakyRelu's "
+              "inputs.")  # fmt: skip
 @variants_option
 @device_option
+@verify_key_option
 @json_option
 @common_options
 def check(
@@ -242,8 +247,10 @@ def check(
     family: str | None,
     bisects: bool,
     reproducer: Path | None,
+    html: Path | None,
     variant: str | None,
     device: str | None,
+    verify_key: Path | None,
     as_json: bool,
     quiet: bool,
 ) -> None:
@@ -253,20 +260,25 @@ def check(
     Example:
       leakyforge check model.lfa --samples 8 --seed 1
       leakyforge check model.lfa --bisect
+      leakyforge check model.lfa --html report.html
     """
+    from leakyforge.html_report import check_html, write_html
     from leakyforge.render import print_parity
     from leakyforge.runtime import check as check_parity
 
     feeds = None if inputs is None else _load_npz(inputs)
     if bisects:
-        if device is not None or float64 or family is not None:
+        if device is not None or float64 or family is not None or html is not None:
             raise click.UsageError(
-                "--bisect judges kernels of the CPU; leave out --device, --float64 and --family"
+                "--bisect judges kernels of the CPU; leave out --device, --float64, --family and "
+                "--html"
             )
-        _bisect(artifact, onnx, feeds, seed, variant, reproducer, as_json, quiet)
+        _bisect(artifact, onnx, feeds, seed, variant, reproducer, verify_key, as_json, quiet)
         return
     if reproducer is not None:
         raise click.UsageError("--reproducer is what --bisect writes; add it")
+    if html is not None:
+        check_html(html)
     with _status(f"check {artifact.name}", quiet):
         report = check_parity(
             artifact,
@@ -278,7 +290,10 @@ def check(
             device=device,
             float64=float64,
             family=family,
+            verify_key=verify_key,
         )
+        if html is not None:
+            write_html(html, report, onnx, feeds, verify_key)
     show(report, print_parity, as_json, quiet)
     _exit_with(report)
 
@@ -287,10 +302,16 @@ def check(
 @click.argument("artifact", type=FILE)
 @variants_option
 @device_option
+@verify_key_option
 @json_option
 @common_options
 def verify(
-    artifact: Path, variant: str | None, device: str | None, as_json: bool, quiet: bool
+    artifact: Path,
+    variant: str | None,
+    device: str | None,
+    verify_key: Path | None,
+    as_json: bool,
+    quiet: bool,
 ) -> None:
     """Replay the inputs an artifact carries; needs neither onnx nor onnxruntime.
 
@@ -301,9 +322,31 @@ def verify(
     from leakyforge.render import print_parity
     from leakyforge.runtime import verify as verify_artifact
 
-    report = verify_artifact(artifact, variant, device)
+    report = verify_artifact(artifact, variant, device, verify_key)
     show(report, print_parity, as_json, quiet)
     _exit_with(report)
+
+
+@cli.command()
+@click.argument("artifact", type=FILE)
+@click.option("--key", type=FILE, required=True, help="Ed25519 private key (PEM).")
+@common_options
+def sign(artifact: Path, key: Path, quiet: bool) -> None:
+    """Sign an artifact, in place; with --verify-key, the other commands then refuse any other.
+
+    \b
+    Make a pair of keys:
+      openssl genpkey -algorithm ed25519 -out private.pem
+      openssl pkey -in private.pem -pubout -out public.pem
+
+    \b
+    Example:
+      leakyforge sign model.lfa --key private.pem
+    """
+    from leakyforge.runtime import sign_artifact
+
+    sign_artifact(artifact, key)
+    _say(quiet, f"signed {artifact}")
 
 
 @cli.command()
@@ -315,6 +358,7 @@ def verify(
 @threads_option
 @variant_option
 @device_option
+@verify_key_option
 @common_options
 def run(
     artifact: Path,
@@ -324,6 +368,7 @@ def run(
     threads: int | None,
     variant: str | None,
     device: str | None,
+    verify_key: Path | None,
     quiet: bool,
 ) -> None:
     """Run an artifact once.
@@ -336,7 +381,9 @@ def run(
     from leakyforge.runtime import Session
     from leakyforge.runtime.arrays import load_npy, save_npz
 
-    session = Session(artifact, threads=threads, variant=variant, device=device)
+    session = Session(
+        artifact, threads=threads, variant=variant, device=device, verify_key=verify_key
+    )
     feeds = {} if inputs is None else _load_npz(inputs)
     feeds |= {name: load_npy(Path(file)) for name, file in arrays}
     names = [spec.name for spec in session.get_outputs()]
@@ -360,6 +407,7 @@ def run(
               help="Beside other engines; installs those that are absent and small.")  # fmt: skip
 @click.option("--peer", "names", multiple=True,
               help="Beside this engine, installed whatever its size; may be repeated.")  # fmt: skip
+@verify_key_option
 @json_option
 @common_options
 def bench(
@@ -373,6 +421,7 @@ def bench(
     profiles: bool,
     peers: bool,
     names: tuple[str, ...],
+    verify_key: Path | None,
     as_json: bool,
     quiet: bool,
 ) -> None:
@@ -395,6 +444,7 @@ def bench(
         raise click.UsageError("--profile times no other engine; leave out --peers and --peer")
     if peers and variant is not None:
         raise click.UsageError("--peers times the variant that this CPU loads; leave out --variant")
+    _refuse_unsigned(model, verify_key)
     with tempfile.TemporaryDirectory(prefix="leakyforge-") as folder:
         artifact, compile_seconds = model, None
         if not is_artifact(model):
@@ -406,15 +456,28 @@ def bench(
             if peers:
                 beside = compare_peers(
                     artifact, onnx, threads=threads, seconds=seconds, names=names,
-                    compile_seconds=compile_seconds,
+                    compile_seconds=compile_seconds, verify_key=verify_key,
                 )  # fmt: skip
                 show(beside, print_peers, as_json, quiet)
                 return
             if profiles:
-                calls = profile(artifact, threads=threads, seconds=seconds, variant=variant)
+                calls = profile(
+                    artifact,
+                    threads=threads,
+                    seconds=seconds,
+                    variant=variant,
+                    verify_key=verify_key,
+                )
                 show(calls, print_profile, as_json, quiet)
                 return
-            report = run_bench(artifact, onnx, threads=threads, seconds=seconds, variant=variant)
+            report = run_bench(
+                artifact,
+                onnx,
+                threads=threads,
+                seconds=seconds,
+                variant=variant,
+                verify_key=verify_key,
+            )
     show(report, print_bench, as_json, quiet)
 
 
@@ -423,9 +486,12 @@ def bench(
 @click.option("--roofline", "gpu", metavar="GPU",
               help="Least time of each kernel of a GPU's artifact, by this GPU's data sheet: a100, "
               "h100, h200, a10, l4 or l40s.")  # fmt: skip
+@verify_key_option
 @json_option
 @common_options
-def inspect(file: Path, gpu: str | None, as_json: bool, quiet: bool) -> None:
+def inspect(
+    file: Path, gpu: str | None, verify_key: Path | None, as_json: bool, quiet: bool
+) -> None:
     """Show what is inside an ONNX file or an artifact.
 
     \b
@@ -436,14 +502,17 @@ def inspect(file: Path, gpu: str | None, as_json: bool, quiet: bool) -> None:
     from leakyforge import render
     from leakyforge.runtime.artifact import is_artifact, read_manifest
 
+    _refuse_unsigned(file, verify_key)
     if gpu is not None:
         from leakyforge.runtime.roofline import roofline
 
-        report = roofline(read_manifest(file, whole=True), gpu)
+        report = roofline(read_manifest(file, whole=True, verify_key=verify_key), gpu)
         show(report, render.print_roofline, as_json, quiet)
     elif is_artifact(file):
-        manifest = read_manifest(file, whole=True)
+        manifest = read_manifest(file, whole=True, verify_key=verify_key)
         show(manifest, lambda value: render.print_manifest(str(file), value), as_json, quiet)
+        if verify_key is not None and not as_json:
+            _say(quiet, f"signature by {verify_key}: valid")
     else:
         import dataclasses
 
@@ -544,6 +613,7 @@ def _bisect(
     seed: int,
     variant: str | None,
     reproducer: Path | None,
+    verify_key: Path | None,
     as_json: bool,
     quiet: bool,
 ) -> None:
@@ -553,9 +623,25 @@ def _bisect(
 
     title = f"bisect {artifact.name}"
     with _native_stderr_hidden() as stream, _status(title, quiet, stream):
-        report = bisect(artifact, onnx, inputs=feeds, seed=seed, variant=variant, output=reproducer)
+        report = bisect(
+            artifact,
+            onnx,
+            inputs=feeds,
+            seed=seed,
+            variant=variant,
+            output=reproducer,
+            verify_key=verify_key,
+        )
     show(report, print_bisect, as_json, quiet)
     _exit_with(report)
+
+
+def _refuse_unsigned(model: Path, verify_key: Path | None) -> None:
+    """Refuse a key for what carries no signature."""
+    from leakyforge.runtime.artifact import is_artifact
+
+    if verify_key is not None and not is_artifact(model):
+        raise click.UsageError(f"--verify-key is for artifacts, and {model} is none")
 
 
 def _compile(

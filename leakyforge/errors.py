@@ -66,6 +66,10 @@ class EngineError(LeakyforgeError):
     """Another engine cannot be had, does not run the model, or its process ended."""
 
 
+class KeyFileError(LeakyforgeError):
+    """A file holds no key of the kind that signs or checks a signature."""
+
+
 class ArtifactError(LeakyforgeError):
     """Base of the errors about an artifact file."""
 
@@ -84,6 +88,10 @@ class ArtifactFormatError(ArtifactError):
 
 class ArtifactHashError(ArtifactError):
     """A part of the file is not what was written."""
+
+
+class ArtifactSignatureError(ArtifactError):
+    """The artifact is not signed by the key that is asked for, or was changed since."""
 
 
 class ArtifactCpuError(ArtifactError):

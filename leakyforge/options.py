@@ -73,6 +73,11 @@ target_option = click.option(
 variant_option = click.option(
     "--variant", help="Variant of the artifact to run; by default the best for this CPU."
 )
+verify_key_option = click.option(
+    "--verify-key",
+    type=FILE,
+    help="Ed25519 public key (PEM) that the artifact has to be signed by; else it is refused.",
+)
 device_option = click.option(
     "--device",
     help="OpenCL, CUDA or WebGPU device to run on, a part of its name; by default the first GPU.",

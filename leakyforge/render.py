@@ -17,10 +17,13 @@ if TYPE_CHECKING:
     from leakyforge.exporter.inspect import OnnxSummary
     from leakyforge.kernels import LayerReport
     from leakyforge.kernels.bisect import BisectReport
+    from leakyforge.kernels.divergence import KernelParity
     from leakyforge.models import ZooModel
     from leakyforge.runtime import BenchReport, Manifest, ParityReport, ProfileReport
+    from leakyforge.runtime.acceptance import Acceptance
     from leakyforge.runtime.doctor import Finding
     from leakyforge.runtime.manifest import ParityRecord, Variant
+    from leakyforge.runtime.parity import OutputParity
     from leakyforge.runtime.peers import PeerResult, PeersReport
     from leakyforge.runtime.roofline import RooflineReport
 
@@ -33,6 +36,15 @@ _STAGES = {
 }
 # Of many names in a cell; JSON has them all.
 _SHOWN = 6
+PARITY_COLUMNS = (
+    "output", "reference", "max abs", "max rel", "ULP", "cosine", "SNR dB", "tolerance", "from",
+    "result",
+)  # fmt: skip
+ACCEPTANCE_COLUMNS = ("measure", "variant", "reference", "value", "bound", "from", "result")
+KERNEL_COLUMNS = (
+    "ONNX value", "kernel", "algorithm", "input -> output", "max abs", "tolerance", "used",
+    "against", "result",
+)  # fmt: skip
 # A pipe has no width: wide enough that no column of ours is cut.
 _PIPE_WIDTH = 160
 
@@ -98,21 +110,23 @@ def print_parity(report: "ParityReport") -> None:
 
 def _acceptance_table(report: "ParityReport") -> Table:
     """What the differences do to boxes, pictures, sound or classes."""
-    table = new_table(
-        "Acceptance", "measure", "variant", "reference", "value", "bound", "from", "result",
-        numbers=(3,),
-    )  # fmt: skip
+    table = new_table("Acceptance", *ACCEPTANCE_COLUMNS, numbers=(3,))
     for row in report.acceptance:
-        table.add_row(
-            row.measure,
-            row.variant,
-            row.reference,
-            f"{row.value:.6g}",
-            f"at {'least' if row.at_least else 'most'} {row.bound:.6g}",
-            row.origin,
-            "pass" if row.passed else "FAIL",
-        )
+        table.add_row(*acceptance_cells(row))
     return table
+
+
+def acceptance_cells(row: "Acceptance") -> list[str]:
+    """A row under `ACCEPTANCE_COLUMNS`."""
+    return [
+        row.measure,
+        row.variant,
+        row.reference,
+        f"{row.value:.6g}",
+        f"at {'least' if row.at_least else 'most'} {row.bound:.6g}",
+        row.origin,
+        "pass" if row.passed else "FAIL",
+    ]
 
 
 def _parity_table(report: "ParityReport", variant: str) -> Table:
@@ -121,49 +135,40 @@ def _parity_table(report: "ParityReport", variant: str) -> Table:
     seed = "" if report.seed is None else f", seed {report.seed}"
     table = new_table(
         f"Parity of {report.artifact}, variant {variant} ({inputs}{seed})",
-        "output", "reference", "max abs", "max rel", "ULP", "cosine", "SNR dB", "tolerance",
-        "from", "result",
+        *PARITY_COLUMNS,
         numbers=range(2, 8),
-    )  # fmt: skip
+    )
     for row in report.outputs:
-        if row.variant != variant:
-            continue
-        table.add_row(
-            row.output,
-            row.reference,
-            f"{row.max_abs:.2e}",
-            f"{row.max_rel:.2e}",
-            "-" if row.max_ulp is None else str(row.max_ulp),
-            f"{row.cosine:.8f}",
-            f"{row.snr_db:.1f}",
-            f"{row.atol:.2e}",
-            row.origin,
-            "pass" if row.passed else f"FAIL {row.problem or f'at {list(row.worst_index)}'}",
-        )
+        if row.variant == variant:
+            table.add_row(*parity_cells(row))
     return table
+
+
+def parity_cells(row: "OutputParity") -> list[str]:
+    """A row under `PARITY_COLUMNS`."""
+    return [
+        row.output,
+        row.reference,
+        f"{row.max_abs:.2e}",
+        f"{row.max_rel:.2e}",
+        "-" if row.max_ulp is None else str(row.max_ulp),
+        f"{row.cosine:.8f}",
+        f"{row.snr_db:.1f}",
+        f"{row.atol:.2e}",
+        row.origin,
+        "pass" if row.passed else f"FAIL {row.problem or f'at {list(row.worst_index)}'}",
+    ]
 
 
 def print_bisect(report: "BisectReport") -> None:
     """A row for each kernel, the worst first, then what is at fault."""
     table = new_table(
         f"Kernels of {report.artifact}, variant {report.variant}, each on exact inputs",
-        "ONNX value", "kernel", "algorithm", "input -> output", "max abs", "tolerance", "used",
-        "against", "result",
+        *KERNEL_COLUMNS,
         numbers=range(4, 7),
-    )  # fmt: skip
+    )
     for row in report.kernels:
-        cells = [row.value or "-", row.kernel.name, row.kernel.algorithm or "-", row.shapes]
-        if row.error is None:
-            table.add_row(*cells, *["-"] * 4, "with the next")
-            continue
-        table.add_row(
-            *cells,
-            f"{row.error.max_abs:.2e}",
-            f"{row.error.atol:.2e}",
-            f"{row.needed:.2f}",
-            row.error.reference,
-            "pass" if row.passed else f"FAIL {row.error.problem}",
-        )
+        table.add_row(*kernel_cells(row))
     console = stdout()
     console.print(table)
     for output in (*report.simplified, *report.outputs):
@@ -172,6 +177,21 @@ def print_bisect(report: "BisectReport") -> None:
             console.print(f"{what} output {output.output} differs from {output.reference}")
     for line in _fault_lines(report):
         console.print(line)
+
+
+def kernel_cells(row: "KernelParity") -> list[str]:
+    """A row under `KERNEL_COLUMNS`."""
+    cells = [row.value or "-", row.kernel.name, row.kernel.algorithm or "-", row.shapes]
+    if row.error is None:
+        return [*cells, *["-"] * 4, "with the next"]
+    return [
+        *cells,
+        f"{row.error.max_abs:.2e}",
+        f"{row.error.atol:.2e}",
+        f"{row.needed:.2f}",
+        row.error.reference,
+        "pass" if row.passed else f"FAIL {row.error.problem}",
+    ]
 
 
 def _fault_lines(report: "BisectReport") -> Iterator[str]:

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from leakyforge.lazy import lazy_names
-from leakyforge.runtime.artifact import Artifact, read_artifact, read_manifest
+from leakyforge.runtime.artifact import Artifact, read_artifact, read_manifest, sign_artifact
 from leakyforge.runtime.manifest import Manifest
 from leakyforge.runtime.session import Session
 
@@ -24,6 +24,7 @@ __all__ = [
     "profile",
     "read_artifact",
     "read_manifest",
+    "sign_artifact",
     "verify",
 ]
 

@@ -6,9 +6,10 @@
     weights/HASH.bin       one weight, as the kernels take it; variants share those that are equal
     reference/input_N.npy  inputs and reference outputs that `verify` replays
     reference/output_N.npy
+    signature.ed25519      of the manifest, where the artifact is signed (see `signature`)
 
-Of the variants only the one to run is read. Nothing in the file is executed before format, hashes,
-CPU features and TVM versions were checked.
+Of the variants only the one to run is read. Nothing in the file is executed before the signature,
+if one is asked for, format, hashes, CPU features and TVM versions were checked.
 """
 
 import contextlib
@@ -34,6 +35,9 @@ from leakyforge.errors import (
 from leakyforge.files import atomic_file, destination_problem
 from leakyforge.runtime.manifest import FORMAT, Manifest, Variant, WeightSpec, parse_manifest
 from leakyforge.runtime.reference import one_line
+from leakyforge.runtime.signature import MEMBER as SIGNATURE
+from leakyforge.runtime.signature import SIZE as SIGNATURE_SIZE
+from leakyforge.runtime.signature import check_signature, load_private_key, sign
 from leakyforge.runtime.tensors import ALIGNMENT, Array, TensorSpec, empty_aligned, numpy_dtype
 from leakyforge.runtime.variants import choose_variant
 
@@ -125,6 +129,40 @@ def write_artifact(
         raise ArtifactError(f"cannot write {path}: {error.strerror or error}") from error
 
 
+def sign_artifact(path: str | Path, key: str | Path) -> None:
+    """Sign an artifact: it is written again, with the signature, and renamed.
+
+    Every member is checked on the way. An older signature is replaced.
+
+    Args:
+        path: the artifact.
+        key: Ed25519 private key in a PEM file.
+
+    Raises:
+        ArtifactError: the artifact is missing or damaged, or cannot be written; it is then as it
+            was.
+        KeyFileError: `key` is no such file.
+        MissingDependencyError: `cryptography` is not installed.
+    """
+    path = Path(path)
+    private = load_private_key(key)
+    with _opened(path) as (archive, manifest):
+        text = _manifest_text(archive, path)
+        try:
+            with atomic_file(path) as stream, zipfile.ZipFile(stream, "w") as signed:
+                signed.comment = archive.comment
+                signed.writestr(zipfile.ZipInfo(MANIFEST), text)
+                for name, digest in manifest.files.items():
+                    info = zipfile.ZipInfo(name)
+                    info.file_size = archive.getinfo(name).file_size
+                    with signed.open(info, "w") as member:
+                        for chunk in _chunks(archive, path, name, digest):
+                            member.write(chunk)
+                signed.writestr(zipfile.ZipInfo(SIGNATURE), sign(text, private))
+        except OSError as error:
+            raise ArtifactError(f"cannot write {path}: {error.strerror or error}") from error
+
+
 def check_destination(path: Path) -> None:
     """Make sure that an artifact can be written, before the work whose result goes there.
 
@@ -145,7 +183,11 @@ def is_artifact(path: Path) -> bool:
 
 
 def read_artifact(
-    path: str | Path, variant: str | None = None, *, references: bool = True
+    path: str | Path,
+    variant: str | None = None,
+    *,
+    references: bool = True,
+    verify_key: str | Path | None = None,
 ) -> Artifact:
     """Read the variant that this machine runs best, or a named one, and check that it is whole.
 
@@ -155,16 +197,20 @@ def read_artifact(
         path: the artifact.
         variant: name of the variant.
         references: keep the reference inputs and outputs, which are checked anyway.
+        verify_key: Ed25519 public key in a PEM file, by which the artifact has to be signed.
 
     Raises:
+        ArtifactSignatureError: it is not signed by `verify_key`, or was changed since.
         ArtifactNotFoundError: there is no file.
         ArtifactIsDirectoryError: the path is a directory.
         ArtifactFormatError: not an artifact, truncated, or of another format version.
         ArtifactHashError: a member is not what was written.
         ArtifactError: nothing in it runs here, or not the named variant (see `choose_variant`).
+        KeyFileError: `verify_key` is no such file.
+        MissingDependencyError: `verify_key` without the package `cryptography`.
     """
     path = Path(path)
-    with _opened(path) as (archive, manifest):
+    with _opened(path, verify_key) as (archive, manifest):
         chosen = choose_variant(manifest, path, variant)
 
         def read(name: str) -> Array:
@@ -193,18 +239,21 @@ def read_artifact(
         )
 
 
-def read_manifest(path: str | Path, *, whole: bool = False) -> Manifest:
+def read_manifest(
+    path: str | Path, *, whole: bool = False, verify_key: str | Path | None = None
+) -> Manifest:
     """Read what an artifact says of itself, whatever machine it is for.
 
     Args:
         path: the artifact.
         whole: check the hash of every member too.
+        verify_key: as of `read_artifact`.
 
     Raises:
         ArtifactError: as `read_artifact`, but for the machine.
     """
     path = Path(path)
-    with _opened(path) as (archive, manifest):
+    with _opened(path, verify_key) as (archive, manifest):
         if whole:
             for name, digest in manifest.files.items():
                 _check_member(archive, path, name, digest)
@@ -212,7 +261,9 @@ def read_manifest(path: str | Path, *, whole: bool = False) -> Manifest:
 
 
 @contextlib.contextmanager
-def _opened(path: Path) -> Iterator[tuple[zipfile.ZipFile, Manifest]]:
+def _opened(
+    path: Path, verify_key: str | Path | None = None
+) -> Iterator[tuple[zipfile.ZipFile, Manifest]]:
     """An artifact open for reading, and named errors for what goes wrong in the meantime."""
     if path.is_dir():
         raise ArtifactIsDirectoryError(f"{path} is a directory; give an {SUFFIX} file")
@@ -222,7 +273,7 @@ def _opened(path: Path) -> Iterator[tuple[zipfile.ZipFile, Manifest]]:
         )
     try:
         with zipfile.ZipFile(path) as archive:
-            yield archive, _read_manifest(archive, path)
+            yield archive, _read_manifest(archive, path, verify_key)
     except zipfile.BadZipFile as error:
         if "CRC" in str(error):
             raise ArtifactHashError(
@@ -237,15 +288,11 @@ def _opened(path: Path) -> Iterator[tuple[zipfile.ZipFile, Manifest]]:
         ) from error
 
 
-def _read_manifest(archive: zipfile.ZipFile, path: Path) -> Manifest:
-    """Manifest of an open artifact, its hash and its format checked first."""
-    if not archive.comment.startswith(_COMMENT) or MANIFEST not in archive.namelist():
-        raise ArtifactFormatError(f"{path} is a zip file but no leakyforge artifact; {_OTHER}")
-    digest = archive.comment.removeprefix(_COMMENT).decode()
-    if len(digest) != hashlib.sha256().digest_size * 2:
-        raise ArtifactFormatError(f"artifact {path} is truncated; {_AGAIN}")
-    text = archive.read(MANIFEST)
-    _check_hash(path, MANIFEST, hashlib.sha256(text).hexdigest(), digest)
+def _read_manifest(archive: zipfile.ZipFile, path: Path, verify_key: str | Path | None) -> Manifest:
+    """Manifest of an open artifact; its hash, its signature and its format are checked first."""
+    text = _manifest_text(archive, path)
+    if verify_key is not None:
+        check_signature(text, _signature(archive), verify_key, path)
     fields: dict[str, Any] = json.loads(text)
     if not isinstance(fields, dict):
         raise TypeError(f"{MANIFEST} holds no JSON object")
@@ -255,6 +302,26 @@ def _read_manifest(archive: zipfile.ZipFile, path: Path) -> Manifest:
             "compile the model again"
         )
     return parse_manifest(fields)
+
+
+def _signature(archive: zipfile.ZipFile) -> bytes | None:
+    """The signature in an open artifact, None without one."""
+    if SIGNATURE not in archive.namelist():
+        return None
+    with archive.open(SIGNATURE) as stream:
+        return stream.read(SIGNATURE_SIZE)
+
+
+def _manifest_text(archive: zipfile.ZipFile, path: Path) -> bytes:
+    """Bytes of an open artifact's manifest, whose hash is right."""
+    if not archive.comment.startswith(_COMMENT) or MANIFEST not in archive.namelist():
+        raise ArtifactFormatError(f"{path} is a zip file but no leakyforge artifact; {_OTHER}")
+    digest = archive.comment.removeprefix(_COMMENT).decode()
+    if len(digest) != hashlib.sha256().digest_size * 2:
+        raise ArtifactFormatError(f"artifact {path} is truncated; {_AGAIN}")
+    text = archive.read(MANIFEST)
+    _check_hash(path, MANIFEST, hashlib.sha256(text).hexdigest(), digest)
+    return text
 
 
 def _check_hash(path: Path, name: str, found: str, digest: str) -> None:

@@ -71,6 +71,7 @@ def bench(
     seconds: float = 5.0,
     startup: bool = True,
     variant: str | None = None,
+    verify_key: str | Path | None = None,
 ) -> BenchReport:
     """Time an artifact beside ONNX Runtime.
 
@@ -83,15 +84,16 @@ def bench(
         seconds: how long to measure all engines together; at least ten calls of each.
         startup: also measure start time and memory of a session, in processes of their own.
         variant: the variant to time; by default the best for this CPU.
+        verify_key: Ed25519 public key in a PEM file, by which the artifact has to be signed.
 
     Raises:
-        ArtifactError: the artifact cannot be loaded here.
+        ArtifactError: the artifact cannot be loaded here, or is not signed by `verify_key`.
         ModelError: the ONNX file is absent or another one.
         InputError: `seconds` is not positive, or `threads` are more than the CPUs.
     """
     if not seconds > 0:
         raise InputError(f"seconds={seconds}, but a benchmark needs a positive time")
-    loaded = read_artifact(artifact, variant)
+    loaded = read_artifact(artifact, variant, verify_key=verify_key)
     refuse_device(loaded)
     session = Session(loaded, threads=threads)
     proto = find_onnx(loaded.manifest, loaded.path, onnx)
@@ -111,7 +113,7 @@ def bench(
         calls=len(next(iter(samples.values()))),
         inputs={name: format_shape(array.shape) for name, array in feeds.items()},
         latencies=tuple(_latency(name, times, ours) for name, times in samples.items()),
-        startups=measure_startup(session, loaded.path, proto, feeds) if startup else (),
+        startups=measure_startup(session, loaded.path, proto, feeds, verify_key) if startup else (),
     )
 
 

@@ -39,7 +39,9 @@ def leakyforge(model: str, feeds: Feeds, threads: int) -> Engine:
 
     from leakyforge.runtime import Session
 
-    session = Session(model, threads=threads)
+    # The file may have been changed since the parent looked at it.
+    key = os.environ["LEAKYFORGE_VERIFY_KEY"] or None
+    session = Session(model, threads=threads, verify_key=key)
     return lambda: session.run(None, feeds), version("leakyforge")
 
 

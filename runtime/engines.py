@@ -126,6 +126,7 @@ class Worker:
         outputs: names of the outputs.
         threads: that the engine uses.
         folder: for the arrays on their way.
+        verify_key: for ours, the key by which the artifact has to be signed.
 
     Raises:
         EngineError: it does not load the model, or its process ended.
@@ -140,6 +141,7 @@ class Worker:
         outputs: Sequence[str],
         threads: int,
         folder: Path,
+        verify_key: str | Path | None = None,
     ) -> None:
         inputs, results = folder / f"{engine}-inputs.npz", folder / f"{engine}-outputs.npz"
         arrays: Any = dict(feeds)
@@ -149,6 +151,7 @@ class Worker:
             **os.environ,
             "OPENBLAS_NUM_THREADS": str(threads),
             "LEAKYFORGE_OUTPUTS": json.dumps(list(outputs)),
+            "LEAKYFORGE_VERIFY_KEY": "" if verify_key is None else str(verify_key),
         }
         # Ours has to import leakyforge, from the source tree too.
         root = str(Path(engine_worker.__file__).parent.parent)

@@ -15,6 +15,7 @@ from leakyforge.errors import InputError, ModelError
 from leakyforge.opsets import OLDEST_OF_ONNXRUNTIME, at_least
 from leakyforge.runtime.acceptance import Acceptance, Samples, accept
 from leakyforge.runtime.artifact import Artifact, read_artifact, read_manifest
+from leakyforge.runtime.histogram import histogram
 from leakyforge.runtime.manifest import Manifest
 from leakyforge.runtime.own_rounding import OwnRounding, compare_roundings
 from leakyforge.runtime.reference import Reference, load_reference, random_feeds
@@ -48,6 +49,8 @@ class OutputParity:
         passed: whether the output is within the tolerance in every sample.
         problem: what is wrong where it is not a difference in values, else empty.
         variant: of the artifact, the variant that computed it.
+        histogram: how many elements of all samples have which share of their tolerance as their
+            error (see `histogram`); empty where there is a problem.
     """
 
     output: str
@@ -66,6 +69,7 @@ class OutputParity:
     passed: bool
     problem: str = ""
     variant: str = ""
+    histogram: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -139,6 +143,7 @@ def check(
     device: str | None = None,
     float64: bool = False,
     family: str | None = None,
+    verify_key: str | Path | None = None,
 ) -> ParityReport:
     """Compare an artifact with ONNX Runtime, with its graph optimisations on and off.
 
@@ -155,9 +160,10 @@ def check(
             Runtime itself loses (see `own_rounding`); takes seconds to minutes.
         family: what the model is for, one of `acceptance.FAMILIES`: boxes, pictures, sound or
             classes are compared too.
+        verify_key: Ed25519 public key in a PEM file, by which the artifact has to be signed.
 
     Raises:
-        ArtifactError: the artifact cannot be loaded here.
+        ArtifactError: the artifact cannot be loaded here, or is not signed by `verify_key`.
         ModelError: the ONNX file is absent, is not the one, ONNX Runtime refuses it, or it cannot
             be evaluated in float64.
         InputError: `inputs` do not fit the model, samples is below 1, or the outputs are not those
@@ -167,7 +173,7 @@ def check(
     if samples < 1:
         raise InputError(f"samples={samples}, but a check needs at least 1")
     path = Path(artifact)
-    manifest = read_manifest(path)
+    manifest = read_manifest(path, verify_key=verify_key)
     variants, not_run = choose_variants(manifest, path, variant)
     proto = find_onnx(manifest, path, onnx)
     specs = manifest.inputs
@@ -179,7 +185,8 @@ def check(
     else:
         feeds = [check_feeds(specs, inputs)]
     actual = {
-        each.name: _outputs(read_artifact(path, each.name), feeds, device) for each in variants
+        each.name: _outputs(read_artifact(path, each.name, verify_key=verify_key), feeds, device)
+        for each in variants
     }
     references = [load_reference(proto, optimised=optimised) for optimised in (True, False)]
     if references[0].name == references[1].name:
@@ -244,7 +251,10 @@ def _check_exact(
 
 
 def verify(
-    artifact: str | Path, variant: str | None = None, device: str | None = None
+    artifact: str | Path,
+    variant: str | None = None,
+    device: str | None = None,
+    verify_key: str | Path | None = None,
 ) -> ParityReport:
     """Replay the inputs that an artifact carries and compare with the outputs that it carries.
 
@@ -254,13 +264,20 @@ def verify(
         artifact: the artifact's path.
         variant: the variant to run; by default the best for this CPU, `all` for each that runs.
         device: for a device's artifact, as in `Session`.
+        verify_key: Ed25519 public key in a PEM file, by which the artifact has to be signed.
 
     Raises:
-        ArtifactError: the artifact is damaged or cannot be loaded here.
+        ArtifactError: the artifact is damaged, cannot be loaded here, or is not signed by
+            `verify_key`.
     """
     path = Path(artifact)
-    variants, not_run = choose_variants(read_manifest(path, whole=True), path, variant)
-    rows = [row for each in variants for row in replay(read_artifact(path, each.name), device)]
+    manifest = read_manifest(path, whole=True, verify_key=verify_key)
+    variants, not_run = choose_variants(manifest, path, variant)
+    rows = [
+        row
+        for each in variants
+        for row in replay(read_artifact(path, each.name, verify_key=verify_key), device)
+    ]
     return ParityReport(str(artifact), 1, None, tuple(rows), (), not_run)
 
 
@@ -337,7 +354,10 @@ def compare_outputs(
             compare(spec.name, ours[spec.name], theirs[spec.name], limits, reference)
             for ours, theirs in zip(actual, desired, strict=True)
         ]
-        rows.append(max(samples, key=lambda row: (not row.passed, row.needed)))
+        worst = max(samples, key=lambda row: (not row.passed, row.needed))
+        # Of a sample with a problem it is empty, and so is then the sum.
+        counts = zip(*(row.histogram for row in samples), strict=False)
+        rows.append(replace(worst, histogram=tuple(map(sum, counts))))
     return rows
 
 
@@ -393,6 +413,7 @@ def compare(
         origin=limits.origin,
         needed=needed,
         passed=needed <= 1.0,
+        histogram=histogram(shares),
     )
 
 

@@ -95,6 +95,7 @@ def compare_peers(
     names: Sequence[str] = (),
     compile_seconds: float | None = None,
     on_engine: Callable[[str], None] = lambda _engine: None,
+    verify_key: str | Path | None = None,
 ) -> PeersReport:
     """Time an artifact beside other engines.
 
@@ -109,9 +110,10 @@ def compare_peers(
             absent; by default all, of which those that take gigabytes are not installed.
         compile_seconds: for the report.
         on_engine: called with the name of each engine before it is installed and loaded.
+        verify_key: Ed25519 public key in a PEM file, by which the artifact has to be signed.
 
     Raises:
-        ArtifactError: the artifact cannot be loaded here.
+        ArtifactError: the artifact cannot be loaded here, or is not signed by `verify_key`.
         ModelError: the ONNX file is absent or another one.
         InputError: `seconds` is not positive, a name is unknown, or there are too many threads.
         EngineError: leakyforge or ONNX Runtime does not run the model, or a process ended.
@@ -121,7 +123,7 @@ def compare_peers(
     count = usable_cores() if threads is None else threads
     check_threads(count)
     others = _others(names)
-    loaded = read_artifact(artifact)
+    loaded = read_artifact(artifact, verify_key=verify_key)
     refuse_device(loaded)
     manifest = loaded.manifest
     proto = find_onnx(manifest, loaded.path, onnx)
@@ -136,7 +138,7 @@ def compare_peers(
         save_onnx(proto, model)
 
         def start(engine: str, python: str, source: Path) -> Worker:
-            worker = Worker(engine, python, source, feeds, outputs, count, folder)
+            worker = Worker(engine, python, source, feeds, outputs, count, folder, verify_key)
             return stack.enter_context(worker)
 
         def load(engine: str) -> Worker:

@@ -123,6 +123,7 @@ def profile(
     threads: int | None = None,
     seconds: float = 5.0,
     variant: str | None = None,
+    verify_key: str | Path | None = None,
 ) -> ProfileReport:
     """Time every call of a kernel in a run, symbolic sizes taken as 1.
 
@@ -131,15 +132,16 @@ def profile(
         threads: by default the physical cores that this process may use.
         seconds: how long to measure.
         variant: of the artifact; by default the best for this CPU.
+        verify_key: Ed25519 public key in a PEM file, by which the artifact has to be signed.
 
     Raises:
-        ArtifactError: the artifact cannot be loaded here.
+        ArtifactError: the artifact cannot be loaded here, or is not signed by `verify_key`.
         InputError: `seconds` is not positive, or there are too many threads.
         EngineError: the peaks cannot be measured.
     """
     if not seconds > 0:
         raise InputError(f"seconds={seconds}, but a profile needs a positive time")
-    loaded = read_artifact(artifact, variant)
+    loaded = read_artifact(artifact, variant, verify_key=verify_key)
     refuse_device(loaded)
     session = Session(loaded, threads=threads)
     specs = loaded.manifest.inputs

@@ -22,6 +22,9 @@ from leakyforge.runtime.webgpu import WebGpuEngine
 class Session:
     """A loaded artifact.
 
+    An artifact holds native code, which runs with all rights of this process: load only one that
+    you trust, or have its signature checked by `verify_key` before any of it is loaded.
+
     Sessions are independent of one another; one session may be called from several threads,
     which then take turns.
 
@@ -31,14 +34,19 @@ class Session:
         variant: of the file, the variant to run; by default the best for this CPU.
         device: for an OpenCL, CUDA or WebGPU artifact, a part of the device's name; by default the
             first GPU, else the first device.
+        verify_key: Ed25519 public key in a PEM file, by which the file has to be signed (see
+            `leakyforge sign`).
 
     Raises:
+        ArtifactSignatureError: the file is not signed by `verify_key`, or was changed since.
         ArtifactError: the file is missing, damaged, or not for this machine (see its subclasses).
         DeviceError: there is no such device, or the model does not fit on it.
-        InputError: more threads than CPUs, or a device for code that runs on the CPU.
+        InputError: more threads than CPUs, a device for code that runs on the CPU, or a key for
+            what is no file.
+        KeyFileError: `verify_key` is no such file.
         MissingDependencyError: an OpenCL artifact without PyOpenCL, a CUDA one without
             cuda-bindings, a WebGPU one without wgpu, or one with stages for ONNX Runtime without
-            onnxruntime.
+            onnxruntime, a key without cryptography.
     """
 
     def __init__(
@@ -47,10 +55,14 @@ class Session:
         threads: int | None = None,
         variant: str | None = None,
         device: str | None = None,
+        verify_key: str | Path | None = None,
     ) -> None:
-        artifact = (
-            path if isinstance(path, Artifact) else read_artifact(path, variant, references=False)
-        )
+        if not isinstance(path, Artifact):
+            artifact = read_artifact(path, variant, references=False, verify_key=verify_key)
+        elif verify_key is not None:
+            raise InputError("verify_key is for a file; give it to read_artifact")
+        else:
+            artifact = path
         self.manifest: Manifest = artifact.manifest
         self.variant = artifact.variant.name
         self.threads = thread_count.usable_cores() if threads is None else threads

@@ -41,7 +41,11 @@ class Startup:
 
 
 def measure_startup(
-    session: Session, artifact: Path, proto: Any, feeds: Mapping[str, Array]
+    session: Session,
+    artifact: Path,
+    proto: Any,
+    feeds: Mapping[str, Array],
+    verify_key: str | Path | None,
 ) -> tuple[Startup, ...]:
     """Measure a session like ours and ONNX Runtime's, with files in a warm cache; medians of three.
 
@@ -54,10 +58,11 @@ def measure_startup(
         inputs = Path(folder) / "feeds.npz"
         save_npz(inputs, feeds)
         files = {"leakyforge": artifact.resolve(), "onnxruntime": onnx}
+        key = "" if verify_key is None else str(Path(verify_key).resolve())
         results = []
         for engine in _ENGINES:
             command = [sys.executable, "-c", _PROBE.read_text(), engine, str(files[engine])]
-            command += [str(inputs), str(session.threads), session.variant]
+            command += [str(inputs), str(session.threads), session.variant, key]
             runs = [_measure(command, folder) for _ in range(3)]
             median = {key: float(np.median([run[key] for run in runs])) for key in runs[0]}
             results.append(Startup(engine, **median))

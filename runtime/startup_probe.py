@@ -1,7 +1,8 @@
 """Loads one engine, runs it once and prints what that cost, as one line of JSON.
 
-`startup` runs this file in a fresh process: `python -c TEXT ENGINE FILE FEEDS THREADS VARIANT`. It
-imports nothing of leakyforge before the clock starts.
+`startup` runs this file in a fresh process: `python -c TEXT ENGINE FILE FEEDS THREADS VARIANT KEY`,
+where KEY is empty or the key that an artifact is signed by. It imports nothing of leakyforge before
+the clock starts.
 """
 
 import json
@@ -19,7 +20,7 @@ def resident_mb() -> float:
     return pages * 4096 / 1e6
 
 
-engine, path, feeds_file, thread_text, variant = sys.argv[1:]
+engine, path, feeds_file, thread_text, variant, key = sys.argv[1:]
 with np.load(feeds_file) as stored:
     feeds = {key: stored[key] for key in stored.files}
 memory = resident_mb()
@@ -28,7 +29,7 @@ if engine == "leakyforge":
     from leakyforge.runtime.session import Session
 
     imported = time.perf_counter()
-    session: Any = Session(path, threads=int(thread_text), variant=variant)
+    session: Any = Session(path, threads=int(thread_text), variant=variant, verify_key=key or None)
 else:
     import onnxruntime
 

@@ -209,7 +209,7 @@ def test_json(digits, capsys):
     ("arguments", "words"),
     [
         (["--bisect", "--device", "pocl"], "leave out --device"),
-        (["--bisect", "--float64"], "leave out --device, --float64 and --family"),
+        (["--bisect", "--float64"], "leave out --device, --float64, --family and --html"),
         (["--reproducer", "a.onnx"], "--reproducer is what --bisect writes"),
     ],
 )

@@ -127,7 +127,11 @@ class TestContent:
         others = {
             name for name in names if name.startswith("leakyforge/") and not name.endswith(".py")
         }
-        assert others == {"leakyforge/py.typed", "leakyforge/models/digits.npz"}
+        assert others == {
+            "leakyforge/py.typed",
+            "leakyforge/report.html.jinja",
+            "leakyforge/models/digits.npz",
+        }
         weights = zipfile.ZipFile(wheel).read("leakyforge/models/digits.npz")
         assert weights == (ROOT / "models" / "digits.npz").read_bytes()
 
@@ -149,7 +153,7 @@ class TestContent:
         assert {f"{name}=={version}" for name, version in pins.TVM_PINS.items()} <= set(required)
 
     def test_extras(self, metadata):
-        extras = {"torch", "tune", "opencl", "cuda", "webgpu", "peers", "dev"}
+        extras = {"torch", "tune", "opencl", "cuda", "webgpu", "report", "sign", "peers", "dev"}
         assert set(metadata.get_all("Provides-Extra")) == extras
         needed = [entry for entry in metadata.get_all("Requires-Dist") if "extra ==" not in entry]
         assert not [entry for entry in needed if entry.startswith("torch")]
