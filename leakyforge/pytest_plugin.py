@@ -7,6 +7,10 @@
 Each target is a test of its own. The fixture compiles the model, compares it with ONNX Runtime as
 `leakyforge check` does, fails where they differ, and gives the report. Nothing of this is loaded
 before such a test runs.
+
+With `--leakyforge-update-snapshots` the tests that run write down how exact each output was, in
+`leakyforge-snapshots.json` beside them; from then on they also fail where it is less exact (see
+`snapshots`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,6 +27,9 @@ if TYPE_CHECKING:
 
 _MARK = "parity"
 _FIXTURE = "leakyforge_parity"
+_UPDATE = "--leakyforge-update-snapshots"
+# Folder, model and target of the snapshots that this session has written.
+_WRITTEN = pytest.StashKey[set[tuple[Path, str, str]]]()
 
 
 @dataclass(frozen=True)
@@ -48,8 +55,24 @@ class _Settings:
     family: str | None = None
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the option that takes snapshots."""
+    parser.getgroup("leakyforge").addoption(
+        _UPDATE,
+        action="store_true",
+        help="write down how exact the models of parity tests are, for later runs to compare with",
+    )
+
+
 def pytest_configure(config: pytest.Config) -> None:
-    """Register the mark."""
+    """Register the mark.
+
+    Raises:
+        UsageError: snapshots are to be written by several processes (pytest-xdist).
+    """
+    if config.getoption(_UPDATE) and config.getoption("numprocesses", None):
+        raise pytest.UsageError(f"{_UPDATE} writes one file; leave out -n")
+    config.stash[_WRITTEN] = set()
     config.addinivalue_line(
         "markers",
         f"{_MARK}(model, targets=['cpu'], shapes=None, samples=4, seed=0, float64=False, "
@@ -102,7 +125,34 @@ def leakyforge_parity(
     if not report:
         lines = [f"{model.name} for {request.param} differs from ONNX Runtime:", *failures(report)]
         pytest.fail("\n  ".join(lines), pytrace=False)
+    _compare_with_snapshot(request, report, str(settings.model))
     return report
+
+
+def _compare_with_snapshot(
+    request: pytest.FixtureRequest, report: "ParityReport", model: str
+) -> None:
+    """Fail where an output is less exact than its snapshot, or take a new one."""
+    from leakyforge import snapshots
+
+    folder, target = request.path.parent, str(request.param)
+    seen = snapshots.observe(report)
+    try:
+        kept = snapshots.read(folder, model, target)
+        if request.config.getoption(_UPDATE):
+            written = request.config.stash[_WRITTEN]
+            if (folder, model, target) in written:
+                # Another test has other inputs or shapes, and both have to pass.
+                seen = {name: each | kept.get(name, each) for name, each in seen.items()}
+            snapshots.write(folder, model, target, seen)
+            written.add((folder, model, target))
+            return
+    except LeakyforgeError as error:
+        pytest.fail(str(error), pytrace=False)
+    lines = snapshots.less_exact(seen, kept)
+    if lines:
+        head = f"{model} for {target} is less exact than {snapshots.NAME} says; to accept it: {_UPDATE}"
+        pytest.fail("\n  ".join([head, *lines]), pytrace=False)
 
 
 def failures(report: "ParityReport") -> list[str]:
