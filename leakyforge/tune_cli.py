@@ -161,7 +161,12 @@ def _live(quiet: bool) -> Iterator[Callable[[list["LayerState"], float], None]]:
 
 @click.group()
 def records() -> None:
-    """Tuning records: list, share, merge and prune them."""
+    """List, share, merge and prune what `tune` recorded.
+
+    \b
+    Example:
+      leakyforge records list
+    """
 
 
 @records.command(name="list")

@@ -248,3 +248,63 @@ def test_plot(tmp_path):
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
     with pytest.raises(TuningError, match="is a directory"):
         explain.plot(search, tmp_path)
+
+
+class TestCommands:
+    @pytest.fixture
+    def lf(self, monkeypatch, capsys):
+        """Run a command; gives its exit status and what it printed."""
+        from leakyforge.cli import main
+
+        def lf(*arguments):
+            status = 0
+            try:
+                main([*map(str, arguments)])
+            except SystemExit as request:
+                status = request.code or 0
+            printed = capsys.readouterr()
+            return status, printed.out + printed.err
+
+        return lf
+
+    def test_tune_then_records(self, lf, model, tmp_path):
+        path = tmp_path / "records.sqlite"
+        base = ("tune", model, "--records", path, "--layers", LAYER)
+        status, text = lf(*base, "--trials", 2, "--json")
+        assert status == 0
+        (layer,) = json.loads(text)["layers"]
+        assert layer["trials"] == 2
+        status, text = lf("tune", model, "--records", path, "--explain", LAYER)
+        assert status == 0
+        assert "2 trials" in text
+        assert "winner: " in text
+        status, text = lf("records", "list", "--records", path, "--json")
+        assert json.loads(text)["rows"][0]["trials"] == 2
+        shared = tmp_path / "shared.jsonl"
+        assert lf("records", "export", shared, "--records", path) == (
+            0, f"wrote 3 records to {shared}\n",
+        )  # fmt: skip
+        other = tmp_path / "other.sqlite"
+        assert lf("records", "import", shared, "--records", other)[1] == "3 of 3 records are new\n"
+        assert lf("records", "prune", "--records", other)[1] == "dropped 0 records\n"
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            (["--budget", "ten"], "'ten' is no time such as 90s, 10m or 2h"),
+            (["--tracker", "farm"], "'farm' is not HOST:PORT"),
+            (["--plot", "x.png"], "name it with --explain"),
+            (["--target", "cpu:nosuch"], "LLVM knows no processor 'nosuch'"),
+        ],
+    )
+    def test_wrong_use(self, lf, model, arguments, message):
+        status, text = lf("tune", model, *arguments)
+        assert status == 2
+        assert message in text
+        assert "Traceback" not in text
+
+    def test_no_records(self, lf, tmp_path):
+        status, text = lf("records", "list", "--records", tmp_path / "absent")
+        assert status == 2
+        assert "absent does not exist; `leakyforge tune` writes it" in text
+        assert not (tmp_path / "absent").exists()
