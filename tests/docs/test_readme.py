@@ -69,7 +69,11 @@ def pattern(lines):
 
 def run(command, text, folder):
     """Run one step; `python` is this interpreter, `leakyforge` the one beside it."""
-    program = {"python": [sys.executable], "leakyforge": [sys.executable, "-m", "leakyforge"]}
+    program = {
+        "python": [sys.executable],
+        "leakyforge": [sys.executable, "-m", "leakyforge"],
+        "openssl": ["openssl"],
+    }
     return subprocess.run(
         [*program[command[0]], *command[1:]],
         input=text,
