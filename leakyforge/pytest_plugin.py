@@ -151,8 +151,8 @@ def _compare_with_snapshot(
         pytest.fail(str(error), pytrace=False)
     lines = snapshots.less_exact(seen, kept)
     if lines:
-        head = f"{model} for {target} is less exact than {snapshots.NAME} says; to accept it: {_UPDATE}"
-        pytest.fail("\n  ".join([head, *lines]), pytrace=False)
+        head = f"{model} for {target} is less exact than {snapshots.NAME} says"
+        pytest.fail("\n  ".join([f"{head}; to accept it: {_UPDATE}", *lines]), pytrace=False)
 
 
 def failures(report: "ParityReport") -> list[str]:
