@@ -1,6 +1,7 @@
 """Simplify an ONNX model: what is constant is computed, and LeakyRelu is one node."""
 
 import logging
+import math
 
 import onnx
 from onnxscript import ir, optimizer
@@ -8,6 +9,9 @@ from onnxscript import ir, optimizer
 from leakyforge.errors import ModelError
 from leakyforge.exporter.check import one_line
 from leakyforge.exporter.recognise import recognise
+
+# Elements of a ConstantOfShape that is folded.
+_LARGEST_FILL = 1 << 16
 
 
 def simplify(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -33,7 +37,7 @@ def simplify(model: onnx.ModelProto) -> onnx.ModelProto:
         # ConstantOfShape, which the optimizer keeps by itself, is where torch's pads come from.
         optimizer.optimize_ir(
             simplified,
-            should_fold=lambda node: True if node.op_type == "ConstantOfShape" else None,
+            should_fold=lambda node: True if _is_small_fill(node) else None,
         )
         recognise(simplified)
         return ir.to_proto(simplified)
@@ -41,8 +45,23 @@ def simplify(model: onnx.ModelProto) -> onnx.ModelProto:
         raise
     except Exception as error:
         raise ModelError(
-            f"constant folding of graph {model.graph.name!r} failed: {one_line(error)}"
+            f"constant folding of graph {model.graph.name!r} failed: {one_line(_cause(error))}"
         ) from error
+
+
+def _cause(error: BaseException) -> BaseException:
+    """What a pass of onnxscript failed with, without the passes' names around it."""
+    while isinstance(error, ir.passes.PassError) and error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
+def _is_small_fill(node: ir.Node) -> bool:
+    """Whether a node is a ConstantOfShape that is worth no more memory than a shape or a pad."""
+    if node.op_type != "ConstantOfShape":
+        return False
+    sizes = ir.convenience.get_const_tensor(node.inputs[0])
+    return sizes is None or math.prod(sizes.numpy().tolist()) <= _LARGEST_FILL
 
 
 def _refuse_training(model: ir.Model) -> None:

@@ -15,6 +15,7 @@ from leakyforge.errors import ModelError, ShapeError
 from leakyforge.exporter.shapes import value_shape
 from leakyforge.exporter.simplify import simplify
 from leakyforge.kernels.onnx_functions import expand_functions
+from leakyforge.kernels.onnx_limits import check_graph, check_sizes
 from leakyforge.onnx_graph import is_large, light_copy, restore_weights
 from leakyforge.opsets import at_least, check_opset
 from leakyforge.runtime.reference import one_line
@@ -46,10 +47,11 @@ def load_onnx(source: str | Path | onnx.ModelProto) -> SourceModel:
     """Load and check an ONNX model.
 
     Raises:
-        ModelError: no such file, not ONNX, truncated, refused by the checker, or at an opset that
-            is not read; a model in memory of more than 2 GiB.
+        ModelError: no such file, not ONNX, truncated, refused by the checker, of absurd sizes (see
+            `onnx_limits`), or at an opset that is not read; a model in memory of more than 2 GiB.
     """
     if isinstance(source, onnx.ModelProto):
+        check_graph(source, f"model {source.graph.name!r}")
         if is_large(source):
             raise ModelError(
                 f"model {source.graph.name!r} in memory has more than 2 GiB; save it with "
@@ -60,6 +62,7 @@ def load_onnx(source: str | Path | onnx.ModelProto) -> SourceModel:
         return SourceModel(source, source.graph.name or "model", digest, None)
     path = Path(source)
     proto, digest = read_onnx(path)
+    check_graph(proto, str(path))
     _check(proto, str(path))
     return SourceModel(proto, path.stem, digest, path.resolve())
 
@@ -70,9 +73,16 @@ def _check(proto: onnx.ModelProto, where: str) -> None:
         raise ModelError(f"{where} holds no ONNX graph with an output; export the model again")
     try:
         onnx.checker.check_model(light_copy(proto) if is_large(proto) else proto, full_check=True)
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+    except (
+        onnx.checker.ValidationError,
+        onnx.shape_inference.InferenceError,
+        # Of its C++, over element types and attributes that no case of it expects.
+        ValueError,
+        RuntimeError,
+    ) as error:
         raise ModelError(f"{where} fails the ONNX checker: {one_line(error)}") from error
     check_opset(proto, where)
+    check_sizes(proto, where)
 
 
 def fold(proto: onnx.ModelProto) -> onnx.ModelProto:

@@ -14,6 +14,7 @@ from leakyforge.kernels.conv2d import match_conv2d
 from leakyforge.kernels.conv2d_dot import match_conv2d_dot
 from leakyforge.kernels.depthwise import match_depthwise
 from leakyforge.kernels.expressions import operator_name, substitute
+from leakyforge.kernels.fusion import LimitFusion
 from leakyforge.kernels.grouped import match_grouped
 from leakyforge.kernels.leaky_relu import legalize_leaky_relu
 from leakyforge.kernels.legalize import (
@@ -172,6 +173,7 @@ def fuse(module: tvm.IRModule, target: tvm.target.Target) -> tvm.IRModule:
                 relax.transform.AnnotateTIROpPattern(),
                 MarkPools(),
                 relax.transform.FoldConstant(),
+                LimitFusion(),
                 relax.transform.FuseOps(),
                 relax.transform.FuseTIR(),
                 relax.transform.DeadCodeElimination(),

@@ -38,7 +38,14 @@ from leakyforge.runtime.reference import one_line
 from leakyforge.runtime.signature import MEMBER as SIGNATURE
 from leakyforge.runtime.signature import SIZE as SIGNATURE_SIZE
 from leakyforge.runtime.signature import check_signature, load_private_key, sign
-from leakyforge.runtime.tensors import ALIGNMENT, Array, TensorSpec, empty_aligned, numpy_dtype
+from leakyforge.runtime.tensors import (
+    ALIGNMENT,
+    Array,
+    TensorSpec,
+    empty_aligned,
+    format_shape,
+    numpy_dtype,
+)
 from leakyforge.runtime.variants import choose_variant
 
 SUFFIX = ".lfa"
@@ -49,7 +56,9 @@ _CHUNK = 1 << 18
 _AGAIN = "compile the model again"
 _OTHER = "give a file that leakyforge compile wrote"
 # What zipfile, json and numpy raise over damaged bytes; RuntimeError: "encrypted" by a flipped bit.
-_UNREADABLE = (KeyError, TypeError, ValueError, EOFError, OSError, RuntimeError)
+_UNREADABLE = (
+    KeyError, TypeError, ValueError, OverflowError, EOFError, OSError, RuntimeError, MemoryError,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -213,6 +222,11 @@ def read_artifact(
     with _opened(path, verify_key) as (archive, manifest):
         chosen = choose_variant(manifest, path, variant)
 
+        for weight in chosen.weights:
+            size = archive.getinfo(weight.member).file_size
+            if size != weight.nbytes:
+                raise ValueError(f"{weight.member} has {size} bytes instead of {weight.nbytes}")
+
         def read(name: str) -> Array:
             return _read_member(archive, path, name, manifest.files[name])
 
@@ -265,14 +279,15 @@ def _opened(
     path: Path, verify_key: str | Path | None = None
 ) -> Iterator[tuple[zipfile.ZipFile, Manifest]]:
     """An artifact open for reading, and named errors for what goes wrong in the meantime."""
-    if path.is_dir():
-        raise ArtifactIsDirectoryError(f"{path} is a directory; give an {SUFFIX} file")
-    if not path.is_file():
-        raise ArtifactNotFoundError(
-            f"artifact {path} does not exist; make it with: leakyforge compile"
-        )
     try:
+        if path.is_dir():
+            raise ArtifactIsDirectoryError(f"{path} is a directory; give an {SUFFIX} file")
+        if not path.is_file():
+            raise ArtifactNotFoundError(
+                f"artifact {path} does not exist; make it with: leakyforge compile"
+            )
         with zipfile.ZipFile(path) as archive:
+            _check_stored(archive, path)
             yield archive, _read_manifest(archive, path, verify_key)
     except zipfile.BadZipFile as error:
         if "CRC" in str(error):
@@ -286,6 +301,21 @@ def _opened(
         raise ArtifactFormatError(
             f"artifact {path} cannot be read: {one_line(error)}; {_AGAIN}"
         ) from error
+
+
+def _check_stored(archive: zipfile.ZipFile, path: Path) -> None:
+    """Refuse members that are compressed, or larger together than the file: they would be bombs.
+
+    Raises:
+        zipfile.BadZipFile: the file is damaged, or no one of ours.
+    """
+    total = 0
+    for info in archive.infolist():
+        if info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size:
+            raise zipfile.BadZipFile(f"{info.filename} is compressed")
+        total += info.file_size
+        if total > path.stat().st_size:
+            raise zipfile.BadZipFile(f"{info.filename} is larger than the file")
 
 
 def _read_manifest(archive: zipfile.ZipFile, path: Path, verify_key: str | Path | None) -> Manifest:
@@ -372,10 +402,7 @@ def _places(specs: Sequence[WeightSpec]) -> tuple[dict[str, slice], int]:
 
 def _read_member(archive: zipfile.ZipFile, path: Path, name: str, digest: str) -> Array:
     """Bytes of a member in memory of their own."""
-    size = archive.getinfo(name).file_size
-    if size > path.stat().st_size:
-        raise zipfile.BadZipFile(f"{name} is larger than the file")
-    memory = empty_aligned((size,), np.dtype(np.uint8))
+    memory = empty_aligned((archive.getinfo(name).file_size,), np.dtype(np.uint8))
     _read_into(archive, path, name, digest, memory)
     return memory
 
@@ -416,9 +443,27 @@ def _chunks(archive: zipfile.ZipFile, path: Path, name: str, digest: str) -> Ite
 
 
 def _from_npy(data: Array, spec: TensorSpec) -> Array:
-    """A stored input or output."""
-    stored: Array = np.load(io.BytesIO(data.data), allow_pickle=False)
-    return stored.view(numpy_dtype(spec.dtype))
+    """A stored input or output.
+
+    Raises:
+        ValueError: it is not of the dtype and the shape that the manifest says.
+    """
+    # Untyped in the numpy that Python 3.10 gets.
+    stored: Array = np.lib.format.read_array(  # type: ignore[no-untyped-call, unused-ignore]
+        io.BytesIO(data.data), allow_pickle=False
+    )
+    if stored.dtype.itemsize == numpy_dtype(spec.dtype).itemsize:
+        stored = stored.view(numpy_dtype(spec.dtype))
+    fits = len(stored.shape) == len(spec.shape) and all(
+        isinstance(declared, str) or declared == size
+        for declared, size in zip(spec.shape, stored.shape, strict=True)
+    )
+    if not fits or stored.dtype != numpy_dtype(spec.dtype):
+        raise ValueError(
+            f"the reference of {spec.name!r} is {stored.dtype} {format_shape(stored.shape)} "
+            f"instead of {spec.dtype} {format_shape(spec.shape)}"
+        )
+    return stored
 
 
 def _to_npy(array: Array) -> bytes:

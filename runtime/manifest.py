@@ -1,14 +1,19 @@
 """What an artifact says of itself: fields, and their form in JSON."""
 
+import contextlib
 import dataclasses
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from types import UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from leakyforge.runtime.tensors import TensorSpec, numpy_dtype
 
 FORMAT = 5
+# Of numpy's arrays.
+_MOST_AXES = 64
 # The machines of code that a device runs, and what its devices are called.
 OPENCL = "opencl"
 CUDA = "cuda"
@@ -263,33 +268,18 @@ def parse_manifest(fields: dict[str, Any]) -> Manifest:
     Raises:
         KeyError, TypeError, ValueError: they are not those of a manifest.
     """
-    if not fields["variants"]:
-        raise ValueError("it holds no variant")
-    specs = {
-        key: tuple(TensorSpec(**_tuples(entry, "shape")) for entry in fields[key])
-        for key in ("inputs", "outputs")
-    }
-    variants = tuple(_variant(entry) for entry in fields["variants"])
-    for variant in variants:
-        _check_stages(variant, specs["inputs"], specs["outputs"])
-    return Manifest(**{**fields, **specs, "variants": variants})
-
-
-def _variant(entry: dict[str, Any]) -> Variant:
-    record = _tuples(entry["parity"], "lacks")
-    record["outputs"] = tuple(OutputRecord(**output) for output in record["outputs"])
-    entry = _tuples(entry, "features", "tuning_records")
-    entry["weights"] = tuple(WeightSpec(**_tuples(spec, "shape")) for spec in entry["weights"])
-    entry["kernels"] = tuple(_kernel(kernel) for kernel in entry["kernels"])
-    entry["stages"] = tuple(map(_stage, entry["stages"]))
-    return Variant(**{**entry, "parity": ParityRecord(**record)})
-
-
-def _stage(entry: dict[str, Any]) -> Stage:
-    entry = _tuples(entry, "inputs", "outputs")
-    if "model" in entry:
-        return OnnxStage(**entry)
-    return CompiledStage(**_tuples(entry, "nodes"))
+    manifest: Manifest = _parsed(Manifest, fields, "manifest")
+    if not manifest.variants or not manifest.outputs:
+        raise ValueError("it holds no variant or no output")
+    for spec in (*manifest.inputs, *manifest.outputs):
+        if min(spec.rounding_steps, spec.quantisations) < 0:
+            raise ValueError(f"{spec.name!r} has fewer than no roundings")
+        _check_tensor(spec.name, spec.dtype, spec.shape)
+    for variant in manifest.variants:
+        for weight in variant.weights:
+            _check_tensor(weight.member, weight.dtype, weight.shape)
+        _check_stages(variant, manifest.inputs, manifest.outputs)
+    return manifest
 
 
 def _check_stages(
@@ -310,11 +300,39 @@ def _check_stages(
         raise ValueError("its stages take another number of weights than it has")
 
 
-def _kernel(entry: dict[str, Any]) -> Kernel:
-    resources = entry["resources"]
-    return Kernel(**{**entry, "resources": None if resources is None else Resources(**resources)})
+def _check_tensor(name: str, dtype: str, shape: Sequence[int | str]) -> None:
+    """Refuse dtypes that are not plain numbers, and sizes that no array has."""
+    kind = numpy_dtype(dtype)
+    # Numpy's kinds of booleans, integers and floating point; V are those of ml_dtypes.
+    if kind.name != dtype or kind.kind not in "biufV" or kind.hasobject or kind.itemsize > 8:
+        raise TypeError(f"{name!r} has dtype {dtype}")
+    if len(shape) > _MOST_AXES or any(isinstance(size, int) and size < 0 for size in shape):
+        raise ValueError(f"{name!r} has shape {list(shape)[:8]}")
 
 
-def _tuples(entry: dict[str, Any], *keys: str) -> dict[str, Any]:
-    """The entry with tuples in place of some of its lists."""
-    return {**entry, **{key: tuple(entry[key]) for key in keys}}
+def _parsed(kind: Any, value: Any, where: str) -> Any:
+    """A value that JSON gave as a field's type: a dataclass, a tuple, or a plain one.
+
+    Raises:
+        KeyError, TypeError: it is of another type, or a field is absent or unknown.
+    """
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind) and isinstance(value, dict):
+        types = get_type_hints(kind)
+        wrong = types.keys() ^ value.keys()
+        if wrong:
+            raise KeyError(f"{where} lacks or does not know {min(wrong)!r}")
+        return kind(**{key: _parsed(types[key], value[key], f"{where}.{key}") for key in types})
+    origin, parts = get_origin(kind), get_args(kind)
+    if origin is tuple and isinstance(value, list):
+        return tuple(_parsed(parts[0], each, f"{where}[{i}]") for i, each in enumerate(value))
+    if origin is dict and isinstance(value, dict):
+        return {key: _parsed(parts[1], each, f"{where}[{key!r}]") for key, each in value.items()}
+    if origin in (Union, UnionType):
+        for part in parts:
+            with contextlib.suppress(KeyError, TypeError):
+                return _parsed(part, value, where)
+    elif kind is float and type(value) is int:
+        return float(value)
+    elif type(value) is kind or (kind is type(None) and value is None):
+        return value
+    raise TypeError(f"{where} is {str(value)[:100]!r}")

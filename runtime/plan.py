@@ -8,14 +8,20 @@ share memory. A launcher needs no TVM.
 import base64
 import dataclasses
 import json
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from leakyforge.errors import ArtifactFormatError
 from leakyforge.runtime.artifact import Artifact
+from leakyforge.runtime.manifest import WeightSpec
 from leakyforge.runtime.reference import one_line
+from leakyforge.runtime.tensors import TensorSpec, numpy_dtype
 
 Sizes = tuple[int, int, int]
+# Of a CUDA grid along x.
+_MOST_GROUPS = 2**31 - 1
 
 # Buffers begin at multiples of it in the arena: CL_DEVICE_MEM_BASE_ADDR_ALIGN of NVIDIA's devices,
 # the largest in use. WebGPU's minStorageBufferOffsetAlignment is at most 256, and CUDA's vectors of
@@ -100,6 +106,8 @@ class LaunchPlan:
         programs = 1 if self.cubin else len(self.programs)
         if not all(0 <= launch.program < programs for launch in self.launches):
             raise ValueError(f"a launch is of none of the {programs} programs")
+        if max(sizes, default=1) > _MOST_GROUPS:
+            raise ValueError(f"grids and groups have up to {_MOST_GROUPS} along an axis")
 
     @property
     def memory(self) -> int:
@@ -119,11 +127,35 @@ def read_plan(artifact: Artifact) -> LaunchPlan:
         ArtifactFormatError: it holds none.
     """
     try:
-        return parse_plan(artifact.library)
-    except (KeyError, TypeError, ValueError) as error:
+        plan = parse_plan(artifact.library)
+        _check_buffers(plan, artifact)
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise ArtifactFormatError(
             f"{artifact.path} holds no launch plan: {one_line(error)}; compile the model again"
         ) from error
+    return plan
+
+
+def _check_buffers(plan: LaunchPlan, artifact: Artifact) -> None:
+    """Check that every tensor has a buffer that holds it.
+
+    Raises:
+        ValueError: there are more or fewer, or one is too small.
+    """
+    manifest = artifact.manifest
+    tensors: list[tuple[str, Sequence[int], Sequence[TensorSpec | WeightSpec]]] = [
+        ("inputs", plan.inputs, manifest.inputs),
+        ("weights", plan.weights, artifact.variant.weights),
+        ("outputs", plan.outputs, manifest.outputs),
+    ]
+    for kind, indices, specs in tensors:
+        if len(indices) != len(specs):
+            raise ValueError(f"it has {len(indices)} {kind} instead of {len(specs)}")
+        for index, spec in zip(indices, specs, strict=True):
+            size = math.prod(int(each) for each in spec.shape) * numpy_dtype(spec.dtype).itemsize
+            held = plan.buffers[index].size
+            if size > held:
+                raise ValueError(f"one of its {kind} takes {size} bytes, its buffer has {held}")
 
 
 def parse_plan(text: bytes) -> LaunchPlan:

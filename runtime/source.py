@@ -29,10 +29,10 @@ def read_onnx(path: Path) -> tuple[onnx.ModelProto, str]:
         ModelError: there is no such file, it is not ONNX or truncated, or its external data are
             absent.
     """
-    if not path.is_file():
-        kind = "is a directory" if path.is_dir() else "does not exist"
-        raise ModelError(f"ONNX file {path} {kind}; give the path of an .onnx file")
     try:
+        if not path.is_file():
+            kind = "is a directory" if path.is_dir() else "does not exist"
+            raise ModelError(f"ONNX file {path} {kind}; give the path of an .onnx file")
         # Without a format onnx goes by the ending of the name.
         proto = onnx.load(path, format="protobuf", load_external_data=False)
     except DecodeError as error:
@@ -51,7 +51,8 @@ def read_onnx(path: Path) -> tuple[onnx.ModelProto, str]:
             with file.open("rb") as stream:
                 while block := stream.read(_BLOCK):
                     digest.update(block)
-    except (OSError, ValueError, onnx.checker.ValidationError) as error:
+    except (OSError, RuntimeError, ValueError, onnx.checker.ValidationError) as error:
+        # RuntimeError: what the system says to onnx's C++.
         raise ModelError(
             f"external data of {path} cannot be read: {one_line(error).rstrip('.')}; put the whole "
             "files that it names beside it, or export the model again"

@@ -48,11 +48,15 @@ class TensorSpec:
 
 @functools.cache
 def numpy_dtype(name: str) -> np.dtype[np.generic]:
-    """Numpy dtype of a name; bfloat16 and those of fewer than 16 bits come from ml_dtypes."""
+    """Numpy dtype of a name; bfloat16 and those of fewer than 16 bits come from ml_dtypes.
+
+    Raises:
+        TypeError: there is none.
+    """
     if name.startswith(("bfloat", "float8", "float4", "int4", "uint4", "int2", "uint2")):
         import ml_dtypes
 
-        foreign: np.dtype[np.generic] = np.dtype(getattr(ml_dtypes, name))
+        foreign: np.dtype[np.generic] = np.dtype(getattr(ml_dtypes, name, name))
         return foreign
     return np.dtype(name)
 
