@@ -109,8 +109,9 @@ def test_every_command_is_shown():
     from leakyforge.cli import cli
 
     shown = {command[1] for command, _, _ in steps() if command[0] == "leakyforge"}
-    # The demo is in the first set-up command, which tests/packaging follows; a study takes minutes.
-    named = {"demo", "study"}
+    # The demo is in the first set-up command, which tests/packaging follows; a study and a search
+    # take minutes.
+    named = {"demo", "study", "tune", "records"}
     assert shown == set(cli.commands) - named
     assert all(f"leakyforge {command}" in README for command in named)
 
