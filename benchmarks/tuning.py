@@ -1,0 +1,173 @@
+"""What tuning brings: writes docs/tuning.md, and the records that come with the package.
+
+python -m benchmarks.tuning                             every model, ten minutes of search each
+python -m benchmarks.tuning --only yolo --minutes 10 --minutes 60
+python -m benchmarks.tuning --ship                      put the winners into the package too
+
+For each model: compiled by the rules alone, and with what searches of so many minutes found, each
+going on where the one before it ended; then all of them and ONNX Runtime in turns, in processes of
+their own.
+"""
+
+import contextlib
+import dataclasses
+import datetime
+import json
+import statistics
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from benchmarks.__main__ import DOCS, models
+from leakyforge import compile
+from leakyforge.kernels import parse_target
+from leakyforge.kernels.tuning.records import Records, Winner, class_name, to_json
+from leakyforge.kernels.tuning.tune import tune
+from leakyforge.runtime import cpu, read_manifest
+from leakyforge.runtime.benchmark import OURS, smallest
+from leakyforge.runtime.engines import REFERENCE, Worker, interleave
+from leakyforge.runtime.peers import checked_error
+from leakyforge.runtime.reference import random_feeds
+from leakyforge.runtime.threads import usable_cores
+
+STORE, REPORT = DOCS / "tuning.json", DOCS / "tuning.md"
+SHIPPED = DOCS.parent / "kernels" / "tuning" / "shipped.jsonl"
+RULES = "rules"
+
+
+@click.command()
+@click.option("--only", multiple=True, help="Models whose name contains this.")
+@click.option("--minutes", type=float, multiple=True, default=[10.0], show_default=True,
+              help="Of search until a measurement; may be repeated, rising.")  # fmt: skip
+@click.option("--seconds", type=float, default=10.0, show_default=True, help="To time each model.")
+@click.option("--records", type=click.Path(path_type=Path), help="Database to go on with.")
+@click.option("--ship", is_flag=True, help="Put the winners into the package.")
+def main(
+    only: tuple[str, ...],
+    minutes: tuple[float, ...],
+    seconds: float,
+    records: Path | None,
+    ship: bool,
+) -> None:
+    """Tune the benchmark's models, time them, and write docs/tuning.md."""
+    rows: dict[str, Any] = json.loads(STORE.read_text()) if STORE.is_file() else {}
+    with tempfile.TemporaryDirectory(prefix="leakyforge-") as name:
+        folder = Path(name)
+        database = records or folder / "records.sqlite"
+        for title, model, _ in models(folder):
+            if only and not any(part.lower() in title.lower() for part in only):
+                continue
+            if "MLP" in title:
+                # Products of matrices are not searched yet.
+                continue
+            click.echo(title, err=True)
+            rows[title] = _measure(model, folder, database, minutes, seconds)
+            STORE.write_text(json.dumps(rows, indent=1) + "\n")
+            REPORT.write_text(markdown(rows))
+        if ship:
+            _ship(database)
+    click.echo(f"wrote {REPORT}")
+
+
+def _measure(
+    model: Path, folder: Path, database: Path, minutes: Sequence[float], seconds: float
+) -> dict[str, Any]:
+    """Ratios of ONNX Runtime's time to that of each way to compile, and the rules' share."""
+    artifacts = {RULES: folder / "rules.lfa"}
+    compile(model, output=artifacts[RULES], tuned=False, measure=False)
+    shares, searched = {}, 0.0
+    for limit in minutes:
+        report = tune(model, seconds=60 * (limit - searched), records=database)
+        searched = limit
+        way = f"{limit:g} minutes"
+        artifacts[way] = compile(model, output=folder / f"{limit:g}.lfa", records=database)
+        ratios = [layer.winner.ratio for layer in report.layers if layer.winner]
+        trials = sum(len(layer.ratios) for layer in report.layers)
+        shares[way] = {"ratios": ratios, "trials": trials}
+    times = _times(model, artifacts, folder, seconds)
+    reference = times.pop(REFERENCE)
+    return {
+        "cpu": cpu.model_name(),
+        "threads": usable_cores(),
+        "date": datetime.date.today().isoformat(),
+        "ratios": {way: reference / time for way, time in times.items()},
+        "searches": shares,
+    }
+
+
+def _times(
+    model: Path, artifacts: dict[str, Path], folder: Path, seconds: float
+) -> dict[str, float]:
+    """Median seconds of each artifact and of ONNX Runtime, in turns."""
+    manifest = read_manifest(artifacts[RULES])
+    feeds = random_feeds(manifest.inputs, 0, smallest(manifest.inputs))
+    outputs = [spec.name for spec in manifest.outputs]
+    with contextlib.ExitStack() as stack:
+
+        def start(way: str, engine: str, source: Path) -> Worker:
+            place = folder / way.replace(" ", "-")
+            place.mkdir(exist_ok=True)
+            worker = Worker(engine, sys.executable, source, feeds, outputs, usable_cores(), place)
+            return stack.enter_context(worker)
+
+        workers = {REFERENCE: start(REFERENCE, REFERENCE, model)}
+        for way, artifact in artifacts.items():
+            workers[way] = start(way, OURS, artifact)
+            checked_error(workers[way].outputs, workers[REFERENCE].outputs)
+        samples = interleave(workers, seconds)
+    return {way: statistics.median(times) for way, times in samples.items()}
+
+
+def markdown(rows: dict[str, Any]) -> str:
+    """The table, and how near the rules come."""
+    ways = list(dict.fromkeys(way for row in rows.values() for way in row["ratios"]))
+    lines = [
+        "# Tuning",
+        "",
+        "Written by `python -m benchmarks.tuning`: ONNX Runtime's time divided by ours, in turns "
+        "in one run; compiled by the rules and the cost model alone, and with the winners of "
+        "`leakyforge tune` after so many minutes of search for the model.",
+        "",
+        "| model | CPU, threads, date | " + " | ".join(ways) + " | layers, trials | rules' speed |",
+        "|---|---|" + "---|" * (len(ways) + 2),
+    ]
+    every: list[float] = []
+    for title, row in rows.items():
+        last = list(row["searches"].values())[-1]
+        every += last["ratios"]
+        share = statistics.geometric_mean(last["ratios"])
+        cells = [f"{row['ratios'][way]:.2f}" if way in row["ratios"] else "-" for way in ways]
+        lines.append(
+            f"| {title} | {row['cpu']}, {row['threads']}, {row['date']} | {' | '.join(cells)} | "
+            f"{len(last['ratios'])}, {last['trials']} | {share:.3f} |"
+        )
+    lines += [
+        "",
+        "The rules' speed is that of their choices as a share of the winners', the geometric mean "
+        f"over a model's layers of different sizes; over all {len(every)} layers: "
+        f"{statistics.geometric_mean(every):.3f}.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _ship(database: Path) -> None:
+    """Put the winners into the package, for the class of this processor."""
+    target = class_name(parse_target("cpu"))
+    with Records(database, create=False) as records:
+        found = [record for record in records.all() if isinstance(record, Winner)]
+    lines = [
+        to_json(dataclasses.replace(each, key=dataclasses.replace(each.key, target=target)))
+        for each in found
+        # The rules' own choice needs no record, and another processor measures for itself.
+        if each.ratio < 1
+    ]
+    SHIPPED.write_text("\n".join(lines) + "\n")
+    click.echo(f"wrote {SHIPPED}: {len(lines)} records")
+
+
+if __name__ == "__main__":
+    main()
