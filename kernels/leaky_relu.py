@@ -67,7 +67,7 @@ def _scaled(x: ir.Expr, alpha: float) -> ir.Expr:
 
 
 def legalize_leaky_relu(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
-    """Lower `relax.nn.leakyrelu` to the definition above (for `relax.transform.LegalizeOps`)."""
+    """Lower `relax.nn.leakyrelu` to the definition above."""
     # An ONNX attribute is a float32; the front end's own default for an absent alpha is a double.
     alpha = float(np.float32(call.attrs.alpha))
     return builder.call_te(leaky_relu, call.args[0], alpha)
