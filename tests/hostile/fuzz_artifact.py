@@ -3,6 +3,7 @@
 Bytes that begin with `{` are taken as a manifest, sealed with a right hash.
 
 pip install 'leakyforge[fuzz]'
+mkdir -p tests/hostile/corpus/artifact
 python tests/hostile/fuzz_artifact.py tests/hostile/corpus/artifact -max_total_time=300
 """
 
