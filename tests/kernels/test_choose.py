@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from leakyforge.exporter import export
-from leakyforge.kernels import choose, compile, legalize, measure, parse_target
+from leakyforge.kernels import choose, compile, measure, parse_target, pipeline
 from leakyforge.kernels.algorithms import algorithms
 from leakyforge.kernels.choice import Choice, Trial
 from leakyforge.kernels.conv2d import Conv2dShape
@@ -258,12 +258,12 @@ def forced(monkeypatch, name):
     """Take an algorithm wherever it can compute a layer; gives the names of what was taken."""
     used = set()
 
-    def choose_named(words, layer, granule, *, target, strict, stopwatch):
+    def choose_named(words, layer, granule, *, target, strict, stopwatch, lookup):
         found, refused = algorithms(layer.shape, target, granule, strict=strict)
         algorithm = next((each for each in found if each.name == name), found[0])
         used.add(algorithm.name)
         trials = (Trial(algorithm.name, 1.0),)
         return algorithm, Choice(words, str(algorithm), 0, trials, "", refused)
 
-    monkeypatch.setattr(legalize, "choose", choose_named)
+    monkeypatch.setattr(pipeline, "choose", choose_named)
     return used
