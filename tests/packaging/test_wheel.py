@@ -153,7 +153,18 @@ class TestContent:
         assert {f"{name}=={version}" for name, version in pins.TVM_PINS.items()} <= set(required)
 
     def test_extras(self, metadata):
-        extras = {"torch", "tune", "opencl", "cuda", "webgpu", "report", "sign", "fuzz", "peers", "dev"}
+        extras = {
+            "torch",
+            "tune",
+            "opencl",
+            "cuda",
+            "webgpu",
+            "report",
+            "sign",
+            "fuzz",
+            "peers",
+            "dev",
+        }
         assert set(metadata.get_all("Provides-Extra")) == extras
         needed = [entry for entry in metadata.get_all("Requires-Dist") if "extra ==" not in entry]
         assert not [entry for entry in needed if entry.startswith("torch")]
