@@ -8,6 +8,7 @@ import onnx
 
 from leakyforge.errors import ExportError
 from leakyforge.models.options import checked_opset
+from leakyforge.onnx_graph import subgraphs
 
 ONNX_DOMAINS = ("", "ai.onnx")
 MAX_BYTES = int(onnx.checker.MAXIMUM_PROTOBUF)
@@ -59,9 +60,8 @@ def all_nodes(model: onnx.ModelProto) -> Iterator[Any]:
     while waiting:
         node = waiting.pop()
         yield node
-        for attribute in node.attribute:
-            for graph in (attribute.g, *attribute.graphs):
-                waiting.extend(graph.node)
+        for graph in subgraphs(node):
+            waiting.extend(graph.node)
 
 
 def one_line(error: object) -> str:
@@ -115,5 +115,5 @@ def _tensors(model: onnx.ModelProto) -> Iterator[Any]:
     for node in all_nodes(model):
         for attribute in node.attribute:
             yield from (attribute.t, *attribute.tensors)
-            for graph in (attribute.g, *attribute.graphs):
-                yield from graph.initializer
+        for graph in subgraphs(node):
+            yield from graph.initializer

@@ -15,7 +15,7 @@ from leakyforge.errors import LeakyforgeError, ModelError, UnsupportedOperatorEr
 from leakyforge.exporter.shapes import value_shape
 from leakyforge.kernels.half import layer_name
 from leakyforge.kernels.onnx_ops import CONVERTERS
-from leakyforge.onnx_graph import PRODUCTS, graph_inputs
+from leakyforge.onnx_graph import PRODUCTS, graph_inputs, subgraphs
 
 _STANDARD_DOMAINS = ("", "ai.onnx")
 # Attribute of `main`: names of the layers of `LAYERS` in the ONNX graph, in order.
@@ -169,14 +169,6 @@ def nodes_within(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
         yield node
         for inner in subgraphs(node):
             yield from nodes_within(inner)
-
-
-def subgraphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
-    """Graphs in a node's attributes, such as the branches of If."""
-    for attribute in node.attribute:
-        if attribute.type == onnx.AttributeProto.GRAPH:
-            yield attribute.g
-        yield from attribute.graphs
 
 
 def operator(node: onnx.NodeProto) -> str:

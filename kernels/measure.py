@@ -39,7 +39,7 @@ NOISE = 0.03
 # Share of the turns in which the fastest must not be slower than the first.
 _AGREE = 0.75
 # More than last-level caches hold: copying more changes nothing.
-_MOST_BETWEEN = 64 << 20
+MOST_BETWEEN = 64 << 20
 
 Run = Callable[[], None]
 _Key = tuple[object, ...]
@@ -81,7 +81,7 @@ class Stopwatch:
 
         Measured once for each layer, target, number of threads and bytes between runs.
         """
-        between = min(self.between, _MOST_BETWEEN)
+        between = min(self.between, MOST_BETWEEN)
         # The sizes of the inputs say how they are read too.
         key = (layer.shape, layer.inputs, tuple(each.config for each in candidates),
                str(self.target.tvm), self.target.num_cores, between)  # fmt: skip
@@ -205,7 +205,7 @@ def written_inputs(layer: Layer, target: CpuTarget) -> tuple[list[Any], list[Run
 
 def other_layers(between: int, target: CpuTarget) -> list[Run]:
     """What touches as many bytes as the model's other layers, between two runs of one of them."""
-    elements = min(between, _MOST_BETWEEN) // 8
+    elements = between // 8
     return [_copy_onto(random_tensor((elements,), "float32"), target)] if elements else []
 
 

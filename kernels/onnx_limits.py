@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 import onnx
 
 from leakyforge.errors import ModelError
-from leakyforge.onnx_graph import element_bytes, light_copy
+from leakyforge.onnx_graph import element_bytes, light_copy, subgraphs
 
 # Passes look at every node for every other: 5000 take three minutes on two cores.
 MOST_NODES = 5000
@@ -120,9 +120,8 @@ def _count_nodes(proto: onnx.ModelProto) -> int:
                 counted[key] = 1
                 counted[key] = count(functions[key].node)
             total += counted.get(key, 1)
-            for attribute in node.attribute:
-                for graph in (attribute.g, *attribute.graphs):
-                    total += count(graph.node)
+            for graph in subgraphs(node):
+                total += count(graph.node)
         return total
 
     try:

@@ -22,11 +22,17 @@ from leakyforge.kernels.importer import (
     PACKED_TYPES,
     nodes_within,
     operator,
-    subgraphs,
     unsupported_operators,
 )
 from leakyforge.kernels.symbolic_sizes import name_sizes
-from leakyforge.onnx_graph import PRODUCTS, is_large, light_copy, node_flops, value_shapes
+from leakyforge.onnx_graph import (
+    PRODUCTS,
+    is_large,
+    light_copy,
+    node_flops,
+    subgraphs,
+    value_shapes,
+)
 
 LEAST_FLOPS = 1_000_000
 _TOO_SMALL = "too little work for crossing the border"

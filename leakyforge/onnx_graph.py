@@ -6,7 +6,7 @@ onnx is imported when it is first used: a machine that only runs artifacts has n
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -186,6 +186,14 @@ def model_flops(model: "onnx.ModelProto") -> int:
     """
     shapes = value_shapes(model)
     return sum(node_flops(node, shapes) for node in model.graph.node)
+
+
+def subgraphs(node: "onnx.NodeProto") -> "Iterator[onnx.GraphProto]":
+    """Graphs in a node's attributes, such as the branches of If."""
+    for attribute in node.attribute:
+        if attribute.HasField("g"):
+            yield attribute.g
+        yield from attribute.graphs
 
 
 def node_flops(node: "onnx.NodeProto", shapes: Mapping[str, tuple[int, ...]]) -> int:

@@ -14,7 +14,7 @@ from leakyforge.errors import (
 from leakyforge.runtime.artifact import Artifact
 from leakyforge.runtime.manifest import OnnxStage, Stage
 from leakyforge.runtime.reference import one_line
-from leakyforge.runtime.tensors import Array, format_shape
+from leakyforge.runtime.tensors import Array, format_shapes
 from leakyforge.runtime.vm import VmFunction, VmLibrary
 
 
@@ -125,12 +125,9 @@ class _OnnxFunction:
         try:
             outputs = self._session.run(list(self._stage.outputs), dict(feeds))
         except Exception as error:
-            shapes = ", ".join(
-                f"{name} {format_shape(array.shape)}" for name, array in feeds.items()
-            )
             raise ExecutionError(
                 f"model {self._model!r} failed in ONNX Runtime, in {self._stage.model} on "
-                f"{shapes}: {one_line(error)}"
+                f"{format_shapes(feeds)}: {one_line(error)}"
             ) from error
         # A scalar may come as a number; what is no tensor stays as it is, for the next such stage.
         return [np.asarray(each) if isinstance(each, np.generic) else each for each in outputs]

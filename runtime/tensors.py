@@ -2,6 +2,7 @@
 
 import functools
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -64,6 +65,11 @@ def numpy_dtype(name: str) -> np.dtype[np.generic]:
 def format_shape(shape: Shape | list[int | str]) -> str:
     """A shape as the command line writes it: 1x3x416x416, `scalar` for rank 0."""
     return "x".join(str(dim) for dim in shape) or "scalar"
+
+
+def format_shapes(arrays: Mapping[str, Array]) -> str:
+    """Names and shapes of arrays, in words."""
+    return ", ".join(f"{name} {format_shape(array.shape)}" for name, array in arrays.items())
 
 
 def bind_shape(spec: TensorSpec, shape: tuple[int, ...], symbols: dict[str, int]) -> None:

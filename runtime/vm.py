@@ -8,7 +8,7 @@ import numpy as np
 from leakyforge.errors import ExecutionError
 from leakyforge.runtime.artifact import Artifact, unpack_weights
 from leakyforge.runtime.reference import one_line
-from leakyforge.runtime.tensors import Array, empty_aligned, format_shape, numpy_dtype
+from leakyforge.runtime.tensors import Array, empty_aligned, format_shapes, numpy_dtype
 from leakyforge.runtime.tvm_runtime import load_vm, set_threads, tvm_ffi
 
 # Of as many bytes as a type that only ml_dtypes has.
@@ -88,11 +88,8 @@ class VmFunction:
         try:
             result = self._function(*tensors, *self._weights)
         except (RuntimeError, ValueError, TypeError) as error:
-            shapes = ", ".join(
-                f"{name} {format_shape(array.shape)}" for name, array in feeds.items()
-            )
             raise ExecutionError(
-                f"model {self._library.model!r} failed on {shapes}: {one_line(error)}"
+                f"model {self._library.model!r} failed on {format_shapes(feeds)}: {one_line(error)}"
             ) from error
         outputs = []
         for tensor in [result] if self._has_one_output else result:

@@ -7,14 +7,10 @@ from typing import Any
 
 from leakyforge.errors import MissingDependencyError, TuningError
 from leakyforge.files import atomic_file, destination_problem
-from leakyforge.kernels.algorithms import Algorithm
-from leakyforge.kernels.flops import product_flops
-from leakyforge.kernels.measure import define_kernel
 from leakyforge.kernels.target import parse_target
 from leakyforge.kernels.tuning.layers import tunable_layers
 from leakyforge.kernels.tuning.records import Records, Trial, Winner, default_path, key_for
-from leakyforge.kernels.tuning.tune import machine_peak
-from leakyforge.kernels.tuning.workload import config_from_json
+from leakyforge.kernels.tuning.tune import computed_gflops, machine_peak
 
 _SHOWN = 10
 
@@ -83,9 +79,7 @@ def explain(
     timed = [trial for trial in trials if trial.milliseconds is not None]
     gflops, share = 0.0, None
     if winner is not None:
-        algorithm = Algorithm(config_from_json(winner.config), 0.0)
-        _, computed = product_flops(define_kernel(layer.layer, algorithm))
-        gflops = computed / (winner.milliseconds * 1e6)
+        gflops = computed_gflops(layer, winner.config, winner.milliseconds)
         share = gflops / machine_peak(cpu) if target == "cpu" else None
     return Search(
         layer=layer.words,

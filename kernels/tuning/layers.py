@@ -9,7 +9,7 @@ from leakyforge.kernels.choose import choose
 from leakyforge.kernels.half import add_up_in_float32
 from leakyforge.kernels.importer import import_onnx
 from leakyforge.kernels.legalize import Choose, lower_constant_weights
-from leakyforge.kernels.measure import Layer
+from leakyforge.kernels.measure import MOST_BETWEEN, Layer
 from leakyforge.kernels.onnx_model import fix_shapes, fold, load_onnx
 from leakyforge.kernels.pipeline import choose_layout
 from leakyforge.kernels.target import CpuTarget
@@ -27,7 +27,8 @@ class Tunable:
         granule: input channels that lie together in memory.
         strict: whether only the sums of the definition may be taken.
         count: layers of the model that it stands for.
-        between: bytes that the model touches between two runs of one of its layers.
+        between: bytes that the model touches between two runs of one of its layers, up to
+            `MOST_BETWEEN`.
         rules: what is taken without tuning, by the cost model.
     """
 
@@ -68,7 +69,8 @@ def tunable_layers(
         def collect(words: str, layer: Layer, granule: int) -> tuple[Algorithm, Choice]:
             algorithm, choice = by_rules(words, layer, granule)
             key = workload_key(layer, granule, strict=strict)
-            tunable = Tunable(words, key, layer, granule, strict, 1, touched, algorithm)
+            between = min(touched, MOST_BETWEEN)
+            tunable = Tunable(words, key, layer, granule, strict, 1, between, algorithm)
             found.setdefault(key, []).append(tunable)
             return algorithm, choice
 

@@ -25,8 +25,8 @@ from leakyforge.runtime.tvm_runtime import set_threads
 Array = npt.NDArray[np.generic]
 _T = TypeVar("_T")
 
-# Runs of a candidate in a turn on a server, and bytes written between them at most.
-_REPEATS, _MOST_BETWEEN = 3, 64 << 20
+# Runs of a candidate in a turn on a server.
+_REPEATS = 3
 # Seconds after which a server ends a session, and after which a tracker without a free server is
 # given up.
 _SESSION_SECONDS, _TRACKER_SECONDS = 600, 20
@@ -174,7 +174,7 @@ class Remote:
     def place(self, layer: Layer, between: int) -> Place:
         """A layer on the server."""
         arrays = [tensor.numpy() for tensor in written_inputs(layer, self._target)[0]]
-        return _RemotePlace(self._server, self._triple, arrays, min(between, _MOST_BETWEEN))
+        return _RemotePlace(self._server, self._triple, arrays, between)
 
 
 class _RemotePlace:

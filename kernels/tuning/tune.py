@@ -68,7 +68,7 @@ class LayerState:
     Attributes:
         tunable: the layer.
         key: of its records.
-        space: its candidates, the least estimate first.
+        left: its candidates that were not tried, in JSON, the least estimate first.
         ratios: time of each candidate that was tried as a multiple of that of the rules' choice, by
             its sizes in JSON; infinite where it failed.
         rules_ms: time of the rules' choice, None before the first trial.
@@ -80,7 +80,7 @@ class LayerState:
 
     tunable: Tunable
     key: Key
-    space: list[Algorithm]
+    left: list[str]
     ratios: dict[str, float] = field(default_factory=dict)
     rules_ms: float | None = None
     since_better: int = 0
@@ -231,6 +231,13 @@ def tune(
     return TuneReport(str(source), states[0].key.target, str(path), tuple(states), interrupted)
 
 
+def computed_gflops(tunable: Tunable, config: str, milliseconds: float) -> float:
+    """Speed of a candidate, by the operations that its algorithm computes."""
+    algorithm = Algorithm(config_from_json(config), 0.0)
+    _, computed = product_flops(define_kernel(tunable.layer, algorithm))
+    return computed / (milliseconds * 1e6)
+
+
 def machine_peak(target: CpuTarget) -> float:
     """GFLOP/s of this machine."""
     with (
@@ -255,8 +262,10 @@ def _states(
             continue
         shape, granule = tunable.layer.shape, tunable.granule
         space = candidates(shape, target, granule, strict=strict)
-        if len(space) > 1:
-            states.append(LayerState(tunable, key_for(tunable.workload, target), space))
+        others = [each.config for each in space if each.config != tunable.rules.config]
+        if others:
+            key = key_for(tunable.workload, target)
+            states.append(LayerState(tunable, key, list(map(config_to_json, others))))
     if not states:
         names = ", ".join(repr(tunable.words) for tunable in known) or "none"
         raise TuningError(
@@ -271,6 +280,7 @@ def _resume(state: LayerState, database: Records) -> None:
     earlier = database.trials(state.key)
     for trial in earlier:
         state.ratios[trial.config] = math.inf if trial.ratio is None else trial.ratio
+    state.left = [each for each in state.left if each not in state.ratios]
     times = [
         trial.milliseconds / trial.ratio
         for trial in earlier
@@ -315,7 +325,6 @@ class _Search:
     def __post_init__(self) -> None:
         self._random = random.Random(self.seed)
         self._by_workload = {state.key.workload: state for state in self.states}
-        self._taken: set[tuple[str, str]] = set()
 
     def explore(
         self, budget: _Budget, on_progress: Callable[[list[LayerState], float], None]
@@ -340,28 +349,24 @@ class _Search:
         for state in sorted(self.states, key=lambda each: -each.may_save):
             if state.finished:
                 continue
-            left = [
-                each
-                for each in map(config_to_json, (algorithm.config for algorithm in state.space))
-                if each not in state.ratios and (state.key.workload, each) not in self._taken
-            ]
-            left = [each for each in left if each != state.rules]
-            if not left:
+            if not state.left:
                 state.finished = "every candidate was tried"
                 continue
-            config = self._candidate(state, left)
-            self._taken.add((state.key.workload, config))
+            config = self._candidate(state)
+            state.left.remove(config)
             return Task(state.key.workload, (state.rules, config), _TURNS)
         return None
 
-    def _candidate(self, state: LayerState, left: list[str]) -> str:
+    def _candidate(self, state: LayerState) -> str:
         """The next of the cost model's order, or a neighbour of one of the best."""
         if self._random.random() < 0.5:
             best = sorted(state.ratios, key=lambda each: state.ratios[each])[:_FINALISTS]
-            near = [each for each in left if any(_are_neighbours(each, other) for other in best)]
+            near = [
+                each for each in state.left if any(_are_neighbours(each, other) for other in best)
+            ]
             if near:
                 return self._random.choice(near)
-        return left[0]
+        return state.left[0]
 
     def _keep(self, task: Task, results: list[Result]) -> None:
         """Record a trial."""
@@ -392,9 +397,7 @@ class _Search:
         """Leave a layer alone whose best candidate runs at the machine's peak."""
         if self.peak_gflops is None:
             return
-        algorithm = Algorithm(config_from_json(state.best[0]), 0.0)
-        _, computed = product_flops(define_kernel(state.tunable.layer, algorithm))
-        share = computed / (state.best_ms * 1e6) / self.peak_gflops
+        share = computed_gflops(state.tunable, state.best[0], state.best_ms) / self.peak_gflops
         if _NEAR <= share <= _DOUBTFUL:
             state.finished = f"at {share:.2f} of the machine's peak"
 
