@@ -13,19 +13,24 @@ packed at compile time as [channel tile][i][j][k][channel], which makes these lo
                  for i, j, k:  unrolled pixels, vector channels:  conv +=      (registers)
                  unrolled pixels, vector channels:  bias, LeakyRelu, ... -> memory
 
+Where the weights are the larger part and all pixels of a channel tile fit the stack, they are taken
+through one row of the kernel after the other: a row's weights, and the next row's that are on the
+way, lie in the second-level cache, a whole channel tile's may not.
+
 FLOPs: 2 * pixels * channels * i * j * k. Bytes: input once for each channel tile, weights once for
 each pixel tile, output once.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
 import numpy.typing as npt
+import tvm_ffi
 from tvm import s_tir, te, tirx
 
-from leakyforge.kernels.lowering import prefetch_panels
+from leakyforge.kernels.lowering import MOST_PASSES, STACK_BYTES, prefetch_panels
 from leakyforge.kernels.schedules import (
     PARALLEL_WORK,
     NoMatch,
@@ -37,6 +42,7 @@ from leakyforge.kernels.schedules import (
     schedule_elementwise,
     total_work,
     vectorize_and_unroll,
+    vectorize_last,
 )
 from leakyforge.kernels.target import CpuTarget
 
@@ -345,7 +351,8 @@ def schedule_conv2d(schedule: s_tir.Schedule, config: Conv2dConfig) -> None:
 
     1. Inline what comes before the sum except its padding, and the epilogue into its last block.
     2. Tile the sum; unroll a tile's pixels, vectorise its channels.
-    3. Compute the last block on each tile, while the sum is in registers.
+    3. Compute the last block on each tile, while the sum is in registers; or on all pixels of a
+       channel tile, where these take a row of the kernel at a time.
     4. Run the loops over tiles in parallel where the work pays for the threads: all of them, so
        that threads get equal shares, but not those over channels inside the pixels.
     5. Initialise the tile before the reduction, in registers as well.
@@ -363,31 +370,65 @@ def schedule_conv2d(schedule: s_tir.Schedule, config: Conv2dConfig) -> None:
     c_outer, c_inner = schedule.split(c, [None, config.channels])
     vector, lane = schedule.split(c_inner, [None, config.lanes])
     tile = [y_inner, x_inner, vector, lane]
-    outer = [n, y_outer, x_outer, c_outer]
-    if config.weights_outer:
-        outer = [c_outer, n, y_outer, x_outer]
-    schedule.reorder(*outer, i, j, k, *tile)
+    pixels = [n, y_outer, x_outer]
+    passes = [loop_extent(schedule, loop) for loop in pixels]
+    by_rows = config.weights_outer and _fits_stack(schedule, config, passes, i)
+    if by_rows:
+        shares, sums = [c_outer], [j, k]
+        schedule.reorder(c_outer, i, *pixels, *sums, *tile)
+        schedule.fuse(*pixels)
+    elif config.weights_outer:
+        shares, sums = [c_outer, *pixels], [i, j, k]
+        schedule.reorder(*shares, *sums, *tile)
+    else:
+        shares, sums = pixels, [i, j, k]
+        schedule.reorder(*shares, c_outer, *sums, *tile)
     for loop in tile[:-1]:
         schedule.unroll(loop)
     schedule.vectorize(lane)
     # 3
-    schedule.reverse_compute_at(last, outer[-1])
+    schedule.reverse_compute_at(last, c_outer if by_rows or not config.weights_outer else x_outer)
     schedule.set_scope(block, 0, "local")
     # 4
-    passes = [loop_extent(schedule, loop) for loop in (n, y_outer, x_outer)]
-    parallel = schedule.fuse(*(outer if config.weights_outer else outer[:-1]))
-    depth = len(schedule.get_loops(block)) - len((i, j, k, *tile))
+    parallel = schedule.fuse(*shares)
+    depth = 1 if config.weights_outer else 2
     if work >= PARALLEL_WORK:
         schedule.parallel(parallel)
     if config.weights_outer:
-        prefetch_panels(schedule, [i, j, k], passes)
+        prefetch_panels(schedule, sums, passes)
     # 5
     initial = schedule.decompose_reduction(block, i)
-    vectorize_and_unroll(schedule, schedule.get_loops(initial)[depth:], config.lanes)
-    vectorize_and_unroll(schedule, schedule.get_loops(last)[depth:], config.lanes)
+    if by_rows:
+        # All pixels' zeros and outputs are too many to unroll.
+        vectorize_last(schedule, initial, config.lanes)
+        vectorize_last(schedule, last, config.lanes)
+    else:
+        vectorize_and_unroll(schedule, schedule.get_loops(initial)[depth:], config.lanes)
+        vectorize_and_unroll(schedule, schedule.get_loops(last)[depth:], config.lanes)
     # 6
     for pad in pads:
         schedule_elementwise(schedule, pad, config.lanes)
+
+
+def _fits_stack(
+    schedule: s_tir.Schedule,
+    config: Conv2dConfig,
+    passes: Sequence[int | None],
+    rows: s_tir.schedule.LoopRV,
+) -> bool:
+    """Whether the sums of a channel tile's pixels may wait on the stack for the kernel's next row.
+
+    Args:
+        schedule: of the convolution.
+        config: its tiles.
+        passes: sizes of the loops over tiles of pixels.
+        rows: the loop over the kernel's rows.
+    """
+    count = math.prod(size or 0 for size in passes)
+    (written,) = schedule.get(schedule.get_sblock(BLOCK)).writes
+    itemsize = int(tvm_ffi.dtype(str(written.source.dtype)).bits) // 8
+    size = count * config.accumulators * config.lanes * itemsize
+    return 1 < count <= MOST_PASSES and size <= STACK_BYTES and loop_extent(schedule, rows) != 1
 
 
 def match_conv2d(schedule: s_tir.Schedule, _target: CpuTarget) -> NoMatch | None:

@@ -286,7 +286,9 @@ def legalize_matmul(target: CpuTarget, *, strict: bool) -> Legalize:
         else:
             packed = strassen_weights(constant, seven)
             choice = Choice(layer, str(seven), 0, (Trial("Strassen", 1.0),), "", ())
-            definition = functools.partial(strassen, config=seven, note=choice.note())
+            definition = functools.partial(
+                strassen, columns=columns, config=seven, note=choice.note()
+            )
         return _call(builder, "matmul", definition, left, _packed_constant(packed, call))
 
     return legalize

@@ -30,10 +30,10 @@ PIPELINE = "leakyforge"
 # Attribute of the innermost loop of a sum: passes over a panel, and loops of the sum.
 _PREFETCH = "leakyforge.prefetch"
 # Larger tiles are not held in registers, and threads have small stacks.
-_STACK_BYTES = 16 << 10
+STACK_BYTES = 16 << 10
 _LINE_BYTES = 64
 # With more passes the first is a small part, and prefetches cost more than they save.
-_MOST_PASSES = 16
+MOST_PASSES = 16
 # LLVM's `prefetch` of data to read, to the second level.
 _READ, _SECOND_LEVEL, _DATA = 0, 2, 1
 
@@ -45,13 +45,13 @@ def prefetch_panels(
 
     Args:
         schedule: of a product whose weights are [panel][steps of the sum][channels].
-        sums: the loops of the sum, innermost last. The loop around them runs over panels and
-            passes, fused.
+        sums: the loops of the sum, innermost last. The loop around them runs over passes, or over
+            panels and passes, fused.
         pixels: sizes of the loops over register tiles of pixels, which are the passes over a panel;
             None if not known.
     """
     passes = math.prod(size or 0 for size in pixels)
-    if 1 < passes <= _MOST_PASSES:
+    if 1 < passes <= MOST_PASSES:
         schedule.annotate(sums[-1], _PREFETCH, [passes, len(sums)])
 
 
@@ -84,9 +84,10 @@ class _Prefetches:
         # A power of two, so that the remainder is a mask.
         every = 1 << (max(1, passes // lines).bit_length() - 1)
         line = panels % passes * (steps // every) + step // every
-        # A panel is contiguous: what lies beyond its last axis lies in the steps that follow.
+        # Panels are contiguous: what lies beyond the last axis lies in the steps that follow.
         *outer, last = first
-        elements = last + line * (_LINE_BYTES // itemsize)
+        panel = steps * int(weights.shape[-1])
+        elements = last + panel + line * (_LINE_BYTES // itemsize)
         address = tirx.address_of(tirx.BufferLoad(weights, [*outer, elements]))
         options = (tirx.const(value, "int32") for value in (_READ, _SECOND_LEVEL, _DATA))
         prefetch: tirx.Stmt = tirx.Evaluate(
@@ -101,12 +102,12 @@ class _Prefetches:
 def _panel(
     sums: Sequence[tirx.For], panels: ir.Var, passes: int
 ) -> tuple[tirx.Buffer, list[ir.Expr]]:
-    """The weights that a step reads, and the indices at which their next panel begins.
+    """The weights that a step reads, and the indices at which their panel begins.
 
     Args:
         sums: the loops of the sum; in the innermost one is a product of weights, which are the same
             in all passes, and inputs, which are not.
-        panels: the loop over panels and passes, fused.
+        panels: the loop over passes, or over panels and passes, fused.
         passes: over each panel.
     """
     # All loops at their first steps.
@@ -139,7 +140,7 @@ def _panel(
     for load in loads:
         same = zip(indices(load, first), indices(load, first + passes - 1), strict=True)
         if all(analyzer.can_prove_equal(one, other) for one, other in same):
-            return load.source, indices(load, first + passes)
+            return load.source, indices(load, first)
     raise ValueError(f"no weights are the same in all passes of {panels}")
 
 
@@ -168,7 +169,7 @@ def _kept(allocation: tirx.AllocBuffer, _mutator: tvm_ffi.StructuralMutator) -> 
     buffer = allocation.buffer
     sizes = [size for size in buffer.shape if isinstance(size, tirx.IntImm)]
     bits = int(tvm_ffi.dtype(str(buffer.dtype)).bits)
-    is_small = math.prod(int(size) for size in sizes) * bits // 8 <= _STACK_BYTES
+    is_small = math.prod(int(size) for size in sizes) * bits // 8 <= STACK_BYTES
     if buffer.scope() == "local" and len(sizes) == len(buffer.shape) and is_small:
         return tirx.AllocBuffer(buffer, {"disable_lower_builtin": tirx.const(1, "bool")})
     return allocation

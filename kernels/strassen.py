@@ -3,7 +3,7 @@
     A = [A0 A1; A2 A3], B = [B0 B1; B2 B3]:   P_g = (L_g A) (R_g B),   C_q = sum over g of S_qg P_g
 
 Halves are interleaved, rows one by one and columns by register tiles, so that a tile of the result
-takes a tile of each product.
+takes a tile of each product. Zeros fill the last tile of columns.
 
 (Strassen, "Gaussian elimination is not optimal", Numer. Math. 13, 1969.) The sums R_g B of the
 constant's quarters are computed at compile time, in float64; one level of recursion. The error is
@@ -12,7 +12,8 @@ Algorithms", 2nd ed., section 23.2.2).
 
     before   for m, n:  for k:  C +=
     after    parallel rows:      V_g = L_g A                        one pass over A
-             parallel n tiles:   for g:  P_g = V_g U_g, register-tiled as in `conv2d`
+             parallel n tiles, m blocks:
+                                 for g:  P_g = V_g U_g, register-tiled as in `conv2d`
                                  for m:  C = S P, bias, LeakyRelu, ...
 
 FLOPs: 7/4 m n k. Bytes: A read once and 7/4 of it written and read, 7/4 of B's, C written once.
@@ -61,6 +62,9 @@ _RESULT = np.array([[1, 0, 0, 1, -1, 0, 1], [0, 0, 1, 0, 1, 0, 0], [0, 1, 0, 1, 
                     [1, -1, 1, 0, 0, 1, 0]], np.float64)  # fmt: skip
 # Cycles for one vector, as wide as `multiply_add_bits`, of one of the seven sums.
 _SUM_CYCLES = 4.0
+# Cycles from a multiply-add to one that adds to its sum. A register tile that takes no longer than
+# that waits whenever one of its loads is late: a tenth of the time (Zen 3).
+_LATENCY, _WAITING = 4.0, 1.1
 
 
 @dataclass(frozen=True)
@@ -73,6 +77,7 @@ class StrassenConfig:
         lanes: columns in a vector.
         input_lanes: elements of the sum in a vector, for the sums of the left matrix.
         registers: vector registers that a register tile may use.
+        blocks: of rows, which share the register tiles of a column tile.
     """
 
     rows: int
@@ -80,6 +85,7 @@ class StrassenConfig:
     lanes: int
     input_lanes: int
     registers: int
+    blocks: int
 
     def __post_init__(self) -> None:
         """Check the register budget."""
@@ -119,12 +125,14 @@ def strassen_config(shape: Conv2dShape, target: CpuTarget) -> StrassenConfig | N
     lanes = widest_lanes(half.out_channels, target, shape.itemsize)
     input_lanes = widest_lanes(half.in_channels, target, shape.itemsize)
     configs = []
-    for vectors in (1, 2, 4):
+    for vectors in (1, 2, 3, 4):
         registers = target.vector_registers - vectors - target.load_registers
-        tiles = [r for r in range(1, registers // vectors + 1) if half.width % r == 0]
-        if half.out_channels % (vectors * lanes) == 0:
-            configs.append(StrassenConfig(tiles[-1], vectors, lanes, input_lanes, registers))
-    config = min(configs, key=lambda each: (_cycles(half, each, target), each.loads))
+        rows = max(r for r in range(1, registers // vectors + 1) if half.width % r == 0)
+        for blocks in range(1, min(half.width // rows, target.num_cores) + 1):
+            if half.width // rows % blocks == 0:
+                config = StrassenConfig(rows, vectors, lanes, input_lanes, registers, blocks)
+                configs.append(config)
+    config = min(configs, key=lambda each: (_cycles(half, each, target), each.blocks, each.loads))
     direct = direct_cycles(shape, heuristic_config(shape, target), target)
     ours = _cycles(half, config, target)
     if ours > direct:
@@ -138,11 +146,14 @@ def _cycles(half: Conv2dShape, config: StrassenConfig, target: CpuTarget) -> flo
         1, config.rows, config.vectors, config.lanes, config.registers, weights_outer=False
     )
     products = estimated_cycles(half, tile, target) * half.in_channels
+    vector_cycles = max(8 * config.lanes * half.itemsize / target.multiply_add_bits, 0.5)
+    if tile.accumulators * vector_cycles <= _LATENCY:
+        products *= _WAITING
     elements = half.width * (half.in_channels + half.out_channels)
     sums = _SUM_CYCLES * elements * 8 * half.itemsize / target.multiply_add_bits
     weights = 7 * half.in_channels * half.out_channels * half.itemsize
     # The core with the most tiles is the last to end.
-    tiles = half.out_channels // config.channels
+    tiles = math.ceil(half.out_channels / config.channels) * config.blocks
     share = math.ceil(tiles / target.num_cores) * target.num_cores / tiles
     return bound_by_weights(7 * share * (products + sums), weights, target)
 
@@ -151,18 +162,24 @@ def strassen_weights(
     weight: npt.NDArray[np.generic], config: StrassenConfig
 ) -> npt.NDArray[np.generic]:
     """Weights [inner][columns] as [product][column tile][inner / 2][in tile]: R B, packed."""
-    inner, columns = (size // 2 for size in weight.shape)
-    tiles = columns // config.channels
-    split = weight.astype(np.float64).reshape(2, inner, tiles, 2, config.channels)
+    inner, columns = weight.shape[0] // 2, weight.shape[1]
+    tiles = math.ceil(columns / (2 * config.channels))
+    padded = np.zeros((2 * inner, 2 * tiles * config.channels))
+    padded[:, :columns] = weight
+    split = padded.reshape(2, inner, tiles, 2, config.channels)
     quarters = split.transpose(0, 3, 2, 1, 4).reshape(4, tiles, inner, config.channels)
     packed: npt.NDArray[np.generic] = np.einsum("gq,qtkc->gtkc", _RIGHT, quarters)
     return packed.astype(weight.dtype)
 
 
 def strassen(
-    left: te.Tensor, packed: te.Tensor, config: StrassenConfig, note: Mapping[str, str]
+    left: te.Tensor,
+    packed: te.Tensor,
+    columns: int,
+    config: StrassenConfig,
+    note: Mapping[str, str],
 ) -> te.Tensor:
-    """Product of [m, k] with packed sums of a constant; returns [m, n]."""
+    """Product of [m, k] with packed sums of a constant; returns [m, columns]."""
     rows, inner = (int(size) // 2 for size in left.shape)
     tiles, channels, dtype = int(packed.shape[1]), config.channels, left.dtype
 
@@ -174,7 +191,7 @@ def strassen(
     )
     k = te.reduce_axis((0, inner), "k")
     # Of two rows of the result, which a step of the outermost axis computes.
-    products = 8 * inner * tiles * channels
+    products = 4 * inner * columns
     product = te.compute(
         (rows, 7, tiles, channels),
         lambda m, g, t, c: te.sum(sums[m, g, k] * packed[g, t, k, c], axis=[k]),
@@ -190,16 +207,16 @@ def strassen(
     def placed(m: ir.Expr, n: ir.Expr) -> ir.Expr:
         return quarters[m % 2, n // channels % 2, m // 2, n // (2 * channels), n % channels]
 
-    return te.compute((2 * rows, 2 * tiles * channels), placed, name="product")
+    return te.compute((2 * rows, columns), placed, name="product")
 
 
 def schedule_strassen(schedule: s_tir.Schedule, config: StrassenConfig) -> None:
     """Schedule a function that holds one `strassen` and elementwise blocks around it.
 
     1. Inline the views before the sums, and the epilogue into its last block.
-    2. Split the output by halves; a tile of columns of both halves in parallel, its four quarters
-       unrolled and added up in registers.
-    3. Compute the seven products of those columns there, in register tiles.
+    2. Split the output by halves; a tile of columns of both halves, and a block of rows, in
+       parallel, its four quarters unrolled and added up in registers.
+    3. Compute the seven products of those columns and rows there, in register tiles.
     4. Sum the left matrix's quarters row by row in parallel, before all products.
     """
     block, sums = schedule.get_sblock(BLOCK), schedule.get_sblock("input")
@@ -209,9 +226,10 @@ def schedule_strassen(schedule: s_tir.Schedule, config: StrassenConfig) -> None:
     # 2
     parallel = total_work(schedule, block) >= PARALLEL_WORK
     m, n = schedule.get_loops(last)
-    m_inner, m_half = schedule.split(m, [None, 2])
+    m_block, m_inner, m_half = schedule.split(m, [config.blocks, None, 2])
     tile, n_half, vector, lane = schedule.split(n, [None, 2, config.vectors, config.lanes])
-    schedule.reorder(tile, m_inner, vector, m_half, n_half, lane)
+    schedule.reorder(tile, m_block, m_inner, vector, m_half, n_half, lane)
+    tile = schedule.fuse(tile, m_block)
     if parallel:
         schedule.parallel(tile)
     for loop in (m_half, n_half):

@@ -6,7 +6,7 @@ import tvm
 from tvm import s_tir, te
 
 from leakyforge.kernels.algorithms import algorithms
-from leakyforge.kernels.conv2d import Conv2dShape
+from leakyforge.kernels.conv2d import BLOCK, Conv2dShape
 from leakyforge.kernels.lowering import PIPELINE
 from leakyforge.kernels.target import parse_target
 
@@ -46,6 +46,27 @@ def test_weights_of_few_tiles_are_prefetched(shape, name):
 def test_weights_of_many_tiles_are_not(shape, name):
     assembly = compiled(shape, name)
     assert "prefetch" not in assembly
+
+
+@pytest.mark.parametrize(("size", "depths"), [(4, (1, 3)), (56, (1, 2))])
+def test_weights_of_few_tiles_are_taken_by_rows_of_the_kernel(size, depths):
+    """Depths of the loops over the kernel's rows and columns: pixels lie between, or outside."""
+    shape = deep(size)
+    direct = next(
+        each
+        for each in algorithms(shape, V3, shape.in_channels, strict=True)[0]
+        if each.name == "direct"
+    )
+    data = te.placeholder((1, size, size, shape.in_channels))
+    packed = te.placeholder(direct.packed_shape(shape))
+    output = direct.define(shape, {}, copies=False)(data, packed)
+    schedule = s_tir.Schedule(te.create_prim_func([data, packed, output]))
+    direct.schedule(schedule)
+    loops = [
+        schedule.get(loop) for loop in schedule.get_loops(schedule.get_sblock(f"{BLOCK}_update"))
+    ]
+    found = [depth for depth, loop in enumerate(loops) if int(loop.extent) == 3]
+    assert tuple(found[:2]) == depths
 
 
 @pytest.mark.parametrize(("shape", "name"), [(deep(), "F(4, 3)"), (deep(4), "direct")])
