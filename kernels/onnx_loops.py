@@ -230,7 +230,7 @@ def _goes_on(body: onnx.GraphProto) -> bool:
         condition = node.input[0]
     if condition in constants:
         return bool(numpy_helper.to_array(constants[condition]).reshape(()))
-    return condition == body.input[1].name
+    return bool(condition == body.input[1].name)
 
 
 def _named(values: Sequence[str], names: Sequence[str]) -> Iterator[onnx.NodeProto]:
