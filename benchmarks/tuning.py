@@ -3,6 +3,7 @@
 python -m benchmarks.tuning                             every model, ten minutes of search each
 python -m benchmarks.tuning --only yolo --minutes 10 --minutes 60
 python -m benchmarks.tuning --ship                      put the winners into the package too
+python -m benchmarks.tuning --retime --records FILE     take the times again, on a quieter machine
 
 For each model: compiled by the rules alone, and with what searches of so many minutes found, each
 going on where the one before it ended; then all of them and ONNX Runtime in turns, in processes of
@@ -45,12 +46,14 @@ RULES = "rules"
               help="Of search until a measurement; may be repeated, rising.")  # fmt: skip
 @click.option("--seconds", type=float, default=10.0, show_default=True, help="To time each model.")
 @click.option("--records", type=click.Path(path_type=Path), help="Database to go on with.")
+@click.option("--retime", is_flag=True, help="Search nothing: times of the winners in --records.")
 @click.option("--ship", is_flag=True, help="Put the winners into the package.")
 def main(
     only: tuple[str, ...],
     minutes: tuple[float, ...],
     seconds: float,
     records: Path | None,
+    retime: bool,
     ship: bool,
 ) -> None:
     """Tune the benchmark's models, time them, and write docs/tuning.md."""
@@ -61,11 +64,11 @@ def main(
         for title, model, _ in models(folder):
             if only and not any(part.lower() in title.lower() for part in only):
                 continue
-            if "MLP" in title:
-                # Products of matrices are not searched yet.
+            if retime and title not in rows:
                 continue
             click.echo(title, err=True)
-            rows[title] = _measure(model, folder, database, minutes, seconds)
+            searched = rows[title]["searches"] if retime else {}
+            rows[title] = _measure(model, folder, database, minutes, seconds, searched)
             STORE.write_text(json.dumps(rows, indent=1) + "\n")
             REPORT.write_text(markdown(rows))
         if ship:
@@ -74,20 +77,31 @@ def main(
 
 
 def _measure(
-    model: Path, folder: Path, database: Path, minutes: Sequence[float], seconds: float
+    model: Path,
+    folder: Path,
+    database: Path,
+    minutes: Sequence[float],
+    seconds: float,
+    searched: dict[str, Any],
 ) -> dict[str, Any]:
-    """Ratios of ONNX Runtime's time to that of each way to compile, and the rules' share."""
+    """Ratios of ONNX Runtime's time to that of each way to compile, and the rules' share.
+
+    What was searched before is not searched again; of that, only the winners are there now.
+    """
     artifacts = {RULES: folder / "rules.lfa"}
     compile(model, output=artifacts[RULES], tuned=False, measure=False)
-    shares, searched = {}, 0.0
-    for limit in minutes:
-        report = tune(model, seconds=60 * (limit - searched), records=database)
-        searched = limit
+    searches = dict(list(searched.items())[-1:])
+    spent = 0.0
+    for limit in () if searches else minutes:
+        report = tune(model, seconds=60 * (limit - spent), records=database)
+        spent = limit
         way = f"{limit:g} minutes"
         artifacts[way] = compile(model, output=folder / f"{limit:g}.lfa", records=database)
         ratios = [layer.winner.ratio for layer in report.layers if layer.winner]
         trials = sum(len(layer.ratios) for layer in report.layers)
-        shares[way] = {"ratios": ratios, "trials": trials}
+        searches[way] = {"ratios": ratios, "trials": trials}
+    for way in searches.keys() - artifacts.keys():
+        artifacts[way] = compile(model, output=folder / "winners.lfa", records=database)
     times = _times(model, artifacts, folder, seconds)
     reference = times.pop(REFERENCE)
     return {
@@ -95,7 +109,7 @@ def _measure(
         "threads": usable_cores(),
         "date": datetime.date.today().isoformat(),
         "ratios": {way: reference / time for way, time in times.items()},
-        "searches": shares,
+        "searches": searches,
     }
 
 

@@ -105,6 +105,12 @@ def node_steps(node: onnx.NodeProto, shapes: Mapping[str, Shape | None]) -> int:
         return _product(shapes.get(node.input[0]), slice(axis, axis + 1))
     if node.op_type == "MatMul":
         return _product(shapes.get(node.input[0]), slice(-1, None))
+    if node.op_type == "DFT":
+        return _transform_steps(shapes.get(node.input[0]), slice(1, -1))
+    if node.op_type == "STFT":
+        has_window = len(node.input) > 2 and node.input[2]
+        frames = shapes.get(node.input[2] if has_window else node.input[0])
+        return _transform_steps(frames, slice(0, 1) if has_window else slice(1, 2))
     if node.op_type == "AveragePool":
         return math.prod(attributes["kernel_shape"])
     if node.op_type == "GlobalAveragePool":
@@ -112,6 +118,18 @@ def node_steps(node: onnx.NodeProto, shapes: Mapping[str, Shape | None]) -> int:
     if node.op_type.startswith("Reduce") or "Normalization" in node.op_type:
         return _product(shapes.get(node.input[0]), slice(1, None)) + _TRANSCENDENTAL
     return _TRANSCENDENTAL
+
+
+def _transform_steps(shape: Shape | None, axes: slice) -> int:
+    """Roundings of a Fourier transform along the longest of some axes.
+
+    Of each of both parts a factor, a product and a sum; where the number of points is no power of
+    two, the angles of ONNX Runtime's factors, up to that number of turns, are rounded to float32.
+    """
+    sizes = () if shape is None else shape[axes]
+    points = max((_UNKNOWN if isinstance(size, str) else size for size in sizes), default=_UNKNOWN)
+    is_power_of_two = points & (points - 1) == 0
+    return 6 * points + (0 if is_power_of_two else points**2)
 
 
 def _product(shape: Shape | None, axes: slice) -> int:

@@ -6,6 +6,7 @@
     grouped     `grouped`: in groups, the direct sum of each
     F(m, r)     `winograd`: tiles of m x m outputs, fewer multiplications, more weights
                 `winograd1d`: tiles of m outputs along one axis
+    Strassen    `strassen`: products of matrices, seven of half the size instead of eight
 
 What an algorithm is estimated to take is in docs/cost-model.md.
 """
@@ -53,6 +54,14 @@ from leakyforge.kernels.grouped import (
     schedule_grouped,
 )
 from leakyforge.kernels.schedules import NoMatch
+from leakyforge.kernels.strassen import (
+    StrassenConfig,
+    schedule_strassen,
+    strassen,
+    strassen_config,
+    strassen_cycles,
+    strassen_weights,
+)
 from leakyforge.kernels.target import CpuTarget
 from leakyforge.kernels.winograd import (
     WinogradConfig,
@@ -72,14 +81,20 @@ from leakyforge.kernels.winograd1d import (
 )
 
 Config = (
-    Conv2dConfig | DotConfig | DepthwiseConfig | GroupedConfig | WinogradConfig | Winograd1dConfig
+    Conv2dConfig
+    | DotConfig
+    | DepthwiseConfig
+    | GroupedConfig
+    | WinogradConfig
+    | Winograd1dConfig
+    | StrassenConfig
 )
 Definition = Callable[..., te.Tensor]
 
 
 @dataclass(frozen=True)
 class Algorithm:
-    """A way to compute a convolution.
+    """A way to compute a convolution, or a product of matrices.
 
     Attributes:
         config: its sizes; their type names the algorithm.
@@ -96,6 +111,8 @@ class Algorithm:
             return functools.partial(winograd, shape=shape, config=self.config, note=note)
         if isinstance(self.config, Winograd1dConfig):
             return functools.partial(winograd1d, shape=shape, config=self.config, note=note)
+        if isinstance(self.config, StrassenConfig):
+            return functools.partial(strassen, shape=shape, config=self.config, note=note)
         if isinstance(self.config, DepthwiseConfig):
             return functools.partial(
                 depthwise, shape=shape, groups=shape.groups, config=self.config, note=note,
@@ -118,6 +135,8 @@ class Algorithm:
             return transform_weights(weight, self.config)
         if isinstance(self.config, Winograd1dConfig):
             return transform_weights1d(weight, self.config)
+        if isinstance(self.config, StrassenConfig):
+            return strassen_weights(weight, self.config)
         if isinstance(self.config, DotConfig):
             return pack_dot_weights(weight, self.config)
         if isinstance(self.config, DepthwiseConfig):
@@ -133,6 +152,9 @@ class Algorithm:
         if isinstance(config, DotConfig):
             vectors = shape.in_channels // config.lanes
             return (*shape.kernel, vectors, shape.out_channels, config.lanes)
+        if isinstance(config, StrassenConfig):
+            tiles = math.ceil(shape.out_channels / (2 * config.channels))
+            return (7, tiles, shape.in_channels // 2, config.channels)
         tiles = math.ceil(shape.out_channels / config.channels)
         if isinstance(config, WinogradConfig):
             in_channels = math.prod(shape.strides) * shape.in_channels
@@ -147,6 +169,8 @@ class Algorithm:
             schedule_winograd(schedule, self.config)
         elif isinstance(self.config, Winograd1dConfig):
             schedule_winograd1d(schedule, self.config)
+        elif isinstance(self.config, StrassenConfig):
+            schedule_strassen(schedule, self.config)
         elif isinstance(self.config, DotConfig):
             schedule_conv2d_dot(schedule, self.config)
         elif isinstance(self.config, DepthwiseConfig):
@@ -165,7 +189,12 @@ class Algorithm:
         if isinstance(self.config, Winograd1dConfig):
             parts = f"{self.config.parts} x " if self.config.parts > 1 else ""
             return f"{parts}F({self.config.outputs}, {self.config.kernel}) along one axis"
-        names = {DotConfig: "dot", DepthwiseConfig: "depthwise", GroupedConfig: "grouped"}
+        names = {
+            DotConfig: "dot",
+            DepthwiseConfig: "depthwise",
+            GroupedConfig: "grouped",
+            StrassenConfig: "Strassen",
+        }
         return names.get(type(self.config), "direct")
 
     def __str__(self) -> str:
@@ -176,6 +205,9 @@ class Algorithm:
             return f"dot, tile {tile}"
         vectors = f"{config.vectors} vector{'s' if config.vectors > 1 else ''}"
         lanes = f"{vectors} of {config.lanes} lanes"
+        if isinstance(config, StrassenConfig):
+            blocks = f", rows in {config.blocks} blocks" if config.blocks > 1 else ""
+            return f"Strassen, tile {config.rows} x {lanes}{blocks}"
         if isinstance(config, Winograd1dConfig):
             return f"Winograd {self.name}, tile {config.lines}x{config.tiles} x {lanes}"
         name = f"Winograd {self.name}" if isinstance(config, WinogradConfig) else self.name
@@ -204,7 +236,10 @@ def algorithms(
     elif shape.out_channels < direct.lanes:
         # With more channels nobody expects it.
         refused.append(f"dot: {dot.reason}")
-    fewer = _winograds(shape, target, granule, strict=strict)
+    if shape.is_product:
+        fewer = _strassen(shape, target, strict=strict)
+    else:
+        fewer = _winograds(shape, target, granule, strict=strict)
     if isinstance(fewer, NoMatch):
         refused.append(fewer.reason)
     else:
@@ -236,6 +271,14 @@ def _winograds(
     if isinstance(tiles, NoMatch):
         return tiles
     return [Algorithm(each, winograd_cycles(shape, target, each)) for each in tiles]
+
+
+def _strassen(shape: Conv2dShape, target: CpuTarget, *, strict: bool) -> list[Algorithm] | NoMatch:
+    """Strassen's algorithm for a product, or why it does not take it."""
+    config = NoMatch("precision is strict") if strict else strassen_config(shape, target)
+    if isinstance(config, NoMatch):
+        return NoMatch(f"Strassen: {config.reason}")
+    return [Algorithm(config, strassen_cycles(shape, target, config))]
 
 
 def prefers_products(shape: TransposedShape, target: CpuTarget, *, strict: bool) -> bool:

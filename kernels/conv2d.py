@@ -114,7 +114,8 @@ class Conv2dShape:
 
     The channels are in `groups`. `transposed_products` are the products of the transposed
     convolution whose phases it computes, if any. Where it is `pooled`, a maximum of 2x2 outputs is
-    fused behind it: tiles then hold whole windows.
+    fused behind it: tiles then hold whole windows. A product of matrices has its rows as pixels of
+    one row.
     """
 
     height: int
@@ -129,6 +130,7 @@ class Conv2dShape:
     transposed_products: int | None = None
     groups: int = 1
     pooled: bool = False
+    is_product: bool = False
 
     @property
     def products(self) -> int:

@@ -6,8 +6,10 @@ import warnings
 from collections.abc import Iterable, Iterator
 from typing import Any, ClassVar
 
+import numpy as np
 import onnx
 import tvm
+from onnx import numpy_helper
 from tvm import relax
 from tvm.relax.frontend.onnx import from_onnx, onnx_frontend
 
@@ -33,6 +35,13 @@ PACKED_TYPES = frozenset(
     for name in ("INT4", "UINT4", "FLOAT4E2M1", "INT2", "UINT2")
     if name in onnx.TensorProto.DataType.keys()  # noqa: SIM118 - protobuf's is no mapping
 )
+# Attributes of Constant that hold numbers, and the type of these.
+_NUMBERS = {
+    "value_float": np.float32,
+    "value_floats": np.float32,
+    "value_int": np.int64,
+    "value_ints": np.int64,
+}
 # Handled by the front end itself, outside its table of converters.
 _BUILT_IN = {"Constant", "If"}
 
@@ -85,6 +94,7 @@ def import_onnx(proto: onnx.ModelProto) -> tvm.IRModule:
     _check_types(proto)
     named = _name_symbols(proto)
     _omit_empty_scales(named)
+    _give_constants_tensors(named)
     # The front end prints what it cannot convert.
     quiet = contextlib.redirect_stdout(io.StringIO())
     with _our_converters(), quiet, warnings.catch_warnings():
@@ -216,6 +226,18 @@ def _omit_empty_scales(named: onnx.ModelProto) -> None:
             empty.add(node.output[0])
         if node.op_type == "Resize":
             node.input[:] = ["" if name in empty else name for name in node.input]
+
+
+def _give_constants_tensors(named: onnx.ModelProto) -> None:
+    """Numbers of Constant nodes become tensors, which is all that the front end takes."""
+    for node in named.graph.node:
+        if node.op_type != "Constant":
+            continue
+        (attribute,) = node.attribute
+        if attribute.name in _NUMBERS:
+            value = np.array(onnx.helper.get_attribute_value(attribute), _NUMBERS[attribute.name])
+            tensor = numpy_helper.from_array(value)
+            node.attribute[0].CopyFrom(onnx.helper.make_attribute("value", tensor))
 
 
 def _static_shapes(proto: onnx.ModelProto) -> dict[str, list[int]]:

@@ -1,5 +1,6 @@
 """Lowering Relax operators with constant weights to our definitions."""
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -12,8 +13,8 @@ from tvm import relax, te, tirx
 from tvm.relax.expr_functor import PyExprMutator, mutator
 
 from leakyforge.kernels import words
-from leakyforge.kernels.algorithms import Algorithm, Definition, algorithms, prefers_products
-from leakyforge.kernels.choice import Choice, Trial
+from leakyforge.kernels.algorithms import Algorithm, Definition, prefers_products
+from leakyforge.kernels.choice import Choice
 from leakyforge.kernels.conv2d import Conv2dShape, pointwise_shape
 from leakyforge.kernels.conv_transpose import (
     TransposedShape,
@@ -26,9 +27,7 @@ from leakyforge.kernels.expressions import operator_name
 from leakyforge.kernels.importer import LAYER_NAMES, LAYERS
 from leakyforge.kernels.measure import Layer
 from leakyforge.kernels.pooled import find_pools, lower_pool
-from leakyforge.kernels.schedules import NoMatch
 from leakyforge.kernels.sources import Source, find_source
-from leakyforge.kernels.strassen import strassen, strassen_config, strassen_weights
 from leakyforge.kernels.target import CpuTarget
 from leakyforge.kernels.views import conv1d, matmul
 
@@ -184,21 +183,6 @@ def _sizes_of_one(kind: relax.TensorType) -> tuple[int, ...]:
     return (int(batch) if isinstance(batch, tirx.IntImm) else 1, *(_static_sizes(kind) or ()))
 
 
-def _direct(
-    layer: str,
-    shape: Conv2dShape,
-    weight: npt.NDArray[np.generic],
-    target: CpuTarget,
-    *refused: str,
-) -> tuple[Definition, npt.NDArray[np.generic]]:
-    """A direct convolution over data of rank 4 and packed weights, and these weights."""
-    found, _ = algorithms(shape, target, shape.in_channels, strict=True)
-    algorithm = found[0]
-    trials = tuple(Trial(each.name, each.cycles / algorithm.cycles) for each in found)
-    choice = Choice(layer, str(algorithm), 0, trials, "products are estimated only", refused)
-    return algorithm.define(shape, choice.note(), copies=False), algorithm.pack(weight, shape)
-
-
 def takes_transposed(call: relax.Call) -> bool:
     """Whether `legalize_conv_transpose` lowers a call, once its channels are last."""
     attributes = call.attrs
@@ -258,7 +242,7 @@ def legalize_conv_transpose(
     return legalize
 
 
-def legalize_matmul(target: CpuTarget, *, strict: bool) -> Legalize:
+def legalize_matmul(choose_algorithm: Choose) -> Legalize:
     """Lower `relax.matmul` of a matrix with a constant one: rows as pixels, a 1x1 kernel."""
 
     def legalize(builder: relax.BlockBuilder, call: relax.Call, _: bool) -> relax.Expr:
@@ -276,20 +260,16 @@ def legalize_matmul(target: CpuTarget, *, strict: bool) -> Legalize:
         symbolic = not isinstance(rows, tirx.IntImm)
         inner, columns = constant.shape
         width = 1 if symbolic else int(rows)
-        shape = pointwise_shape(1, width, inner, columns, constant.dtype.itemsize)
-        layer = words.product(shape, str(rows) if symbolic else str(int(rows)))
-        seven = NoMatch("precision is strict") if strict else strassen_config(shape, target)
-        if isinstance(seven, NoMatch):
-            weight = constant.T[:, np.newaxis, np.newaxis, :]
-            convolve, packed = _direct(layer, shape, weight, target, f"Strassen: {seven.reason}")
-            definition = functools.partial(matmul, shape=shape, convolve=convolve)
-        else:
-            packed = strassen_weights(constant, seven)
-            choice = Choice(layer, str(seven), 0, (Trial("Strassen", 1.0),), "", ())
-            definition = functools.partial(
-                strassen, columns=columns, config=seven, note=choice.note()
-            )
-        return _call(builder, "matmul", definition, left, _packed_constant(packed, call))
+        plain = pointwise_shape(1, width, inner, columns, constant.dtype.itemsize)
+        shape = dataclasses.replace(plain, is_product=True)
+        line = Layer(shape, ((1, 1, width, inner),), lambda tensor: tensor, copies=False)
+        name = words.product(shape, str(rows) if symbolic else str(int(rows)))
+        algorithm, choice = choose_algorithm(name, line, inner)
+        weight = constant.T[:, np.newaxis, np.newaxis, :]
+        packed = _packed_constant(algorithm.pack(weight, shape), call)
+        convolve = algorithm.define(shape, choice.note(), copies=False)
+        definition = functools.partial(matmul, shape=shape, convolve=convolve)
+        return _call(builder, "matmul", definition, left, packed)
 
     return legalize
 
@@ -371,7 +351,7 @@ def lower_constant_weights(
     convolution = legalize_conv2d(target, choose_algorithm)
     transposed = legalize_conv_transpose(target, choose_algorithm, strict=strict)
     lower = {
-        "relax.matmul": legalize_matmul(target, strict=strict),
+        "relax.matmul": legalize_matmul(choose_algorithm),
         "relax.nn.conv1d": convolution,
         "relax.nn.conv1d_transpose": transposed,
         "relax.nn.conv2d": convolution,

@@ -15,7 +15,7 @@ from leakyforge.opsets import opset_of
 from leakyforge.runtime.reference import one_line
 
 # The front end's converters of these are wrong or take less than the definition.
-_BY_DEFINITION = frozenset(("Attention", "CastLike", "LayerNormalization", "RMSNormalization"))
+_BY_DEFINITION = frozenset(("Attention", "LayerNormalization", "RMSNormalization"))
 _DOMAINS = ("", "ai.onnx")
 # Bodies call other functions; none goes deeper than this.
 _DEPTH = 8

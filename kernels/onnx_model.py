@@ -16,6 +16,8 @@ from leakyforge.exporter.shapes import value_shape
 from leakyforge.exporter.simplify import simplify
 from leakyforge.kernels.onnx_functions import expand_functions
 from leakyforge.kernels.onnx_limits import check_graph, check_sizes
+from leakyforge.kernels.onnx_loops import unroll_loops
+from leakyforge.kernels.onnx_training import define_batch_statistics
 from leakyforge.onnx_graph import is_large, light_copy, restore_weights
 from leakyforge.opsets import at_least, check_opset
 from leakyforge.runtime.reference import one_line
@@ -88,9 +90,14 @@ def _check(proto: onnx.ModelProto, where: str) -> None:
 def fold(proto: onnx.ModelProto) -> onnx.ModelProto:
     """The model as it is imported: raised to an opset that is read, and simplified.
 
-    Operators that only ONNX's own definition brings to the front end are replaced by it.
+    Operators that only ONNX's own definition brings to the front end are replaced by it, and loops
+    by their steps.
     """
-    return simplify(expand_functions(at_least(proto, _OLDEST_OPSET)))
+    raised = define_batch_statistics(at_least(proto, _OLDEST_OPSET))
+    simplified = simplify(expand_functions(raised))
+    unrolled = unroll_loops(simplified)
+    # Their number of steps may have been computed, and their bodies may hold other functions.
+    return simplified if unrolled is simplified else simplify(expand_functions(unrolled))
 
 
 def fix_shapes(proto: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]) -> onnx.ModelProto:

@@ -32,9 +32,7 @@ from leakyforge.kernels.conv2d import (
     Conv2dConfig,
     Conv2dShape,
     bound_by_weights,
-    direct_cycles,
     estimated_cycles,
-    heuristic_config,
 )
 from leakyforge.kernels.schedules import (
     PARALLEL_WORK,
@@ -60,6 +58,8 @@ _RIGHT = np.array([[1, 0, 0, 1], [1, 0, 0, 0], [0, 1, 0, -1], [-1, 0, 1, 0], [0,
 # For each quarter of the result the products that it is the sum of.
 _RESULT = np.array([[1, 0, 0, 1, -1, 0, 1], [0, 0, 1, 0, 1, 0, 0], [0, 1, 0, 1, 0, 0, 0],
                     [1, -1, 1, 0, 0, 1, 0]], np.float64)  # fmt: skip
+# Vectors of columns in a register tile.
+_VECTORS = (1, 2, 3, 4)
 # Cycles for one vector, as wide as `multiply_add_bits`, of one of the seven sums.
 _SUM_CYCLES = 4.0
 # Cycles from a multiply-add to one that adds to its sum. A register tile that takes no longer than
@@ -102,12 +102,8 @@ class StrassenConfig:
         """Loads for each multiply-add."""
         return (self.rows + self.vectors) / (self.rows * self.vectors)
 
-    def __str__(self) -> str:
-        """In words, with the register tile."""
-        return f"Strassen, tile {self.rows} x {self.vectors} vectors of {self.lanes} lanes"
 
-
-def strassen_config(shape: Conv2dShape, target: CpuTarget) -> StrassenConfig | NoMatch:
+def strassen_configs(shape: Conv2dShape, target: CpuTarget) -> list[StrassenConfig] | NoMatch:
     """Sizes for a product, given as a 1x1 convolution over one row of pixels, or why none fit."""
     narrowest = target.lane_choices(shape.itemsize)[-1]
     if (
@@ -116,32 +112,48 @@ def strassen_config(shape: Conv2dShape, target: CpuTarget) -> StrassenConfig | N
         or shape.out_channels % (2 * narrowest)
     ):
         return NoMatch(f"halves must be whole, and multiples of {narrowest} but for the rows")
-    half = replace(
+    half = _half(shape)
+    lanes = widest_lanes(half.out_channels, target, shape.itemsize)
+    input_lanes = widest_lanes(half.in_channels, target, shape.itemsize)
+    configs = []
+    for vectors in _VECTORS:
+        registers = target.vector_registers - vectors - target.load_registers
+        for rows in _divisors(half.width, registers // vectors):
+            for blocks in _divisors(half.width // rows, target.num_cores):
+                config = StrassenConfig(rows, vectors, lanes, input_lanes, registers, blocks)
+                configs.append(config)
+    return configs
+
+
+def strassen_config(shape: Conv2dShape, target: CpuTarget) -> StrassenConfig | NoMatch:
+    """The sizes of the least estimate, or why none fit."""
+    configs = strassen_configs(shape, target)
+    if isinstance(configs, NoMatch):
+        return configs
+
+    def order(config: StrassenConfig) -> tuple[float, int, float]:
+        return strassen_cycles(shape, target, config), config.blocks, config.loads
+
+    return min(configs, key=order)
+
+
+def _half(shape: Conv2dShape) -> Conv2dShape:
+    """Each of the seven products."""
+    return replace(
         shape,
         width=shape.width // 2,
         in_channels=shape.in_channels // 2,
         out_channels=shape.out_channels // 2,
     )
-    lanes = widest_lanes(half.out_channels, target, shape.itemsize)
-    input_lanes = widest_lanes(half.in_channels, target, shape.itemsize)
-    configs = []
-    for vectors in (1, 2, 3, 4):
-        registers = target.vector_registers - vectors - target.load_registers
-        rows = max(r for r in range(1, registers // vectors + 1) if half.width % r == 0)
-        for blocks in range(1, min(half.width // rows, target.num_cores) + 1):
-            if half.width // rows % blocks == 0:
-                config = StrassenConfig(rows, vectors, lanes, input_lanes, registers, blocks)
-                configs.append(config)
-    config = min(configs, key=lambda each: (_cycles(half, each, target), each.blocks, each.loads))
-    direct = direct_cycles(shape, heuristic_config(shape, target), target)
-    ours = _cycles(half, config, target)
-    if ours > direct:
-        return NoMatch(f"estimated {ours / direct:.2f} x")
-    return config
 
 
-def _cycles(half: Conv2dShape, config: StrassenConfig, target: CpuTarget) -> float:
-    """Estimated cycles of all products, each of sizes `half`, and sums, with all cores at work."""
+def _divisors(number: int, most: int) -> list[int]:
+    return [each for each in range(1, min(number, most) + 1) if number % each == 0]
+
+
+def strassen_cycles(shape: Conv2dShape, target: CpuTarget, config: StrassenConfig) -> float:
+    """Estimated cycles of all products and sums, with all cores at work."""
+    half = _half(shape)
     tile = Conv2dConfig(
         1, config.rows, config.vectors, config.lanes, config.registers, weights_outer=False
     )
@@ -161,11 +173,11 @@ def _cycles(half: Conv2dShape, config: StrassenConfig, target: CpuTarget) -> flo
 def strassen_weights(
     weight: npt.NDArray[np.generic], config: StrassenConfig
 ) -> npt.NDArray[np.generic]:
-    """Weights [inner][columns] as [product][column tile][inner / 2][in tile]: R B, packed."""
-    inner, columns = weight.shape[0] // 2, weight.shape[1]
+    """Weights [columns][1][1][inner] as [product][column tile][inner / 2][in tile]: R B, packed."""
+    inner, columns = weight.shape[3] // 2, weight.shape[0]
     tiles = math.ceil(columns / (2 * config.channels))
     padded = np.zeros((2 * inner, 2 * tiles * config.channels))
-    padded[:, :columns] = weight
+    padded[:, :columns] = weight[:, 0, 0].T
     split = padded.reshape(2, inner, tiles, 2, config.channels)
     quarters = split.transpose(0, 3, 2, 1, 4).reshape(4, tiles, inner, config.channels)
     packed: npt.NDArray[np.generic] = np.einsum("gq,qtkc->gtkc", _RIGHT, quarters)
@@ -173,30 +185,30 @@ def strassen_weights(
 
 
 def strassen(
-    left: te.Tensor,
+    data: te.Tensor,
     packed: te.Tensor,
-    columns: int,
+    shape: Conv2dShape,
     config: StrassenConfig,
     note: Mapping[str, str],
 ) -> te.Tensor:
-    """Product of [m, k] with packed sums of a constant; returns [m, columns]."""
-    rows, inner = (int(size) // 2 for size in left.shape)
-    tiles, channels, dtype = int(packed.shape[1]), config.channels, left.dtype
+    """Product of [1, 1, m, k] with packed sums of a constant; returns [1, 1, m, columns]."""
+    rows, inner = shape.width // 2, shape.in_channels // 2
+    tiles, channels, dtype = int(packed.shape[1]), config.channels, data.dtype
 
     def quarter(m: ir.Expr, k: ir.Expr) -> Callable[[int], ir.Expr]:
-        return lambda q: left[2 * m + q // 2, q % 2 * inner + k]
+        return lambda q: data[0, 0, 2 * m + q // 2, q % 2 * inner + k]
 
     sums = te.compute(
         (rows, 7, inner), lambda m, g, k: combine(_LEFT, g, quarter(m, k), dtype), name="input"
     )
     k = te.reduce_axis((0, inner), "k")
     # Of two rows of the result, which a step of the outermost axis computes.
-    products = 4 * inner * columns
+    products = 4 * inner * shape.out_channels
     product = te.compute(
         (rows, 7, tiles, channels),
         lambda m, g, t, c: te.sum(sums[m, g, k] * packed[g, t, k, c], axis=[k]),
         name=BLOCK,
-        attrs={CONFIG: asdict(config), PRODUCTS: str(products), **note},
+        attrs={**note, CONFIG: asdict(config), PRODUCTS: str(products)},
     )
     quarters = te.compute(
         (2, 2, rows, tiles, channels),
@@ -204,10 +216,10 @@ def strassen(
         name="output",
     )
 
-    def placed(m: ir.Expr, n: ir.Expr) -> ir.Expr:
+    def placed(_n: ir.Expr, _y: ir.Expr, m: ir.Expr, n: ir.Expr) -> ir.Expr:
         return quarters[m % 2, n // channels % 2, m // 2, n // (2 * channels), n % channels]
 
-    return te.compute((2 * rows, columns), placed, name="product")
+    return te.compute((1, 1, 2 * rows, shape.out_channels), placed, name="placed")
 
 
 def schedule_strassen(schedule: s_tir.Schedule, config: StrassenConfig) -> None:
@@ -225,11 +237,11 @@ def schedule_strassen(schedule: s_tir.Schedule, config: StrassenConfig) -> None:
     last = inline_consumers(schedule, block)
     # 2
     parallel = total_work(schedule, block) >= PARALLEL_WORK
-    m, n = schedule.get_loops(last)
+    *units, m, n = schedule.get_loops(last)
     m_block, m_inner, m_half = schedule.split(m, [config.blocks, None, 2])
     tile, n_half, vector, lane = schedule.split(n, [None, 2, config.vectors, config.lanes])
     schedule.reorder(tile, m_block, m_inner, vector, m_half, n_half, lane)
-    tile = schedule.fuse(tile, m_block)
+    tile = schedule.fuse(*units, tile, m_block)
     if parallel:
         schedule.parallel(tile)
     for loop in (m_half, n_half):

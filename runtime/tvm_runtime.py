@@ -19,6 +19,7 @@ from typing import Any
 
 from leakyforge.errors import ArtifactError, MissingDependencyError
 from leakyforge.pins import check_tvm_pins
+from leakyforge.runtime.elf import missing_bytes
 from leakyforge.runtime.threads import check_threads
 
 # tvm::runtime::threading::ThreadGroup::AffinityMode
@@ -82,9 +83,14 @@ def load_vm(library: bytes, name: str) -> Any:
         The initialised Relax virtual machine, a tvm_ffi module.
 
     Raises:
-        ArtifactError: the system's loader refuses the library.
+        ArtifactError: the library is cut, or the system's loader refuses it.
     """
     ffi = tvm_ffi()
+    lacks = missing_bytes(library)
+    if lacks:
+        raise ArtifactError(
+            f"the library in artifact {name} cannot be loaded: {lacks}; compile the model again"
+        )
     with tempfile.TemporaryDirectory(prefix="leakyforge-") as folder:
         path = Path(folder) / "library.so"
         try:

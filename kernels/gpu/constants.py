@@ -46,6 +46,9 @@ def _exact(constant: tirx.FloatImm, kind: str) -> Any:
     if dtype not in _BITS:
         return constant
     value, (integer, call) = np.dtype(dtype).type(constant.value), _BITS[dtype]
+    if np.isinf(value) and kind == WEBGPU:
+        # WGSL has no way to write it.
+        return tirx.FloatImm(dtype, float(np.copysign(np.finfo(value.dtype).max, value)))
     if value.dtype.type(f"{value:e}") == value or not np.isfinite(value):
         return constant
     bits = tirx.IntImm(integer, int(value.view(integer)))

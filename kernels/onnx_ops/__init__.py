@@ -1,28 +1,50 @@
 """Converters of ours for ONNX operators that TVM's front end lacks or gets wrong."""
 
 from leakyforge.kernels.onnx_ops.conv_transpose import convert_conv_transpose
+from leakyforge.kernels.onnx_ops.deform_conv import convert_deform_conv
 from leakyforge.kernels.onnx_ops.elementary import (
     convert_bit_cast,
     convert_celu,
     convert_compress,
     convert_cosh,
     convert_cum_prod,
+    convert_det,
     convert_elu,
     convert_eye_like,
     convert_is_inf,
     convert_lp_normalization,
+    convert_mod,
     convert_one_hot,
     convert_pow,
+    convert_reduce_max,
+    convert_reduce_min,
+    convert_sinh,
 )
-from leakyforge.kernels.onnx_ops.float8 import convert_cast
+from leakyforge.kernels.onnx_ops.float8 import convert_cast, convert_cast_like
 from leakyforge.kernels.onnx_ops.node import Converter
 from leakyforge.kernels.onnx_ops.pool import (
     convert_average_pool,
     convert_lp_pool,
     convert_max_pool,
 )
+from leakyforge.kernels.onnx_ops.quantize import (
+    convert_conv_integer,
+    convert_dequantize_linear,
+    convert_q_linear_conv,
+    convert_q_linear_mat_mul,
+    convert_quantize_linear,
+)
 from leakyforge.kernels.onnx_ops.recurrent import convert_gru, convert_lstm, convert_rnn
 from leakyforge.kernels.onnx_ops.resize import convert_resize
+from leakyforge.kernels.onnx_ops.scatter import (
+    convert_col2im,
+    convert_reverse_sequence,
+    convert_space_to_depth,
+    convert_split,
+    convert_tensor_scatter,
+)
+from leakyforge.kernels.onnx_ops.spectral import convert_dft, convert_stft
+from leakyforge.kernels.onnx_ops.tf_idf import convert_tf_idf_vectorizer
 
 CONVERTERS: dict[str, Converter] = {
     name: Converter(name, convert)
@@ -30,11 +52,18 @@ CONVERTERS: dict[str, Converter] = {
         "AveragePool": convert_average_pool,
         "BitCast": convert_bit_cast,
         "Cast": convert_cast,
+        "CastLike": convert_cast_like,
         "Celu": convert_celu,
+        "Col2Im": convert_col2im,
         "Compress": convert_compress,
+        "ConvInteger": convert_conv_integer,
         "ConvTranspose": convert_conv_transpose,
         "Cosh": convert_cosh,
         "CumProd": convert_cum_prod,
+        "DFT": convert_dft,
+        "DeformConv": convert_deform_conv,
+        "DequantizeLinear": convert_dequantize_linear,
+        "Det": convert_det,
         "Elu": convert_elu,
         "EyeLike": convert_eye_like,
         "GRU": convert_gru,
@@ -43,10 +72,23 @@ CONVERTERS: dict[str, Converter] = {
         "LpNormalization": convert_lp_normalization,
         "LpPool": convert_lp_pool,
         "MaxPool": convert_max_pool,
+        "Mod": convert_mod,
         "OneHot": convert_one_hot,
         "Pow": convert_pow,
+        "QLinearConv": convert_q_linear_conv,
+        "QLinearMatMul": convert_q_linear_mat_mul,
+        "QuantizeLinear": convert_quantize_linear,
         "RNN": convert_rnn,
+        "ReduceMax": convert_reduce_max,
+        "ReduceMin": convert_reduce_min,
         "Resize": convert_resize,
+        "ReverseSequence": convert_reverse_sequence,
+        "STFT": convert_stft,
+        "Sinh": convert_sinh,
+        "SpaceToDepth": convert_space_to_depth,
+        "Split": convert_split,
+        "TensorScatter": convert_tensor_scatter,
+        "TfIdfVectorizer": convert_tf_idf_vectorizer,
     }.items()
 }
 

@@ -3,7 +3,10 @@
 Each function names its operator; specifications: https://onnx.ai/onnx/operators/.
 """
 
+import dataclasses
+import itertools
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +14,10 @@ import onnx
 from tvm import relax, te, tirx
 
 from leakyforge.errors import ModelError
-from leakyforge.kernels.onnx_ops.node import Node, dtype_of, static_shape
+from leakyforge.kernels.onnx_ops.node import Node, dtype_of, is_static, static_shape
+
+# The formula has as many terms as there are orders of the rows.
+_MOST_ROWS = 4
 
 
 def convert_celu(node: Node) -> relax.Expr:
@@ -43,6 +49,122 @@ def convert_cosh(node: Node) -> relax.Expr:
     data = node.input(0)
     both = relax.op.add(relax.op.exp(data), relax.op.exp(relax.op.negative(data)))
     return relax.op.multiply(both, relax.const(0.5, dtype_of(data)))
+
+
+def convert_sinh(node: Node) -> relax.Expr:
+    """Sinh: tanh(x) * cosh(x), which loses nothing near 0."""
+    return relax.op.multiply(relax.op.tanh(node.input(0)), convert_cosh(node))
+
+
+def convert_mod(node: Node) -> relax.Expr:
+    """Mod: of floats and with the sign of the divisor, as numpy's; else the front end's."""
+    data, divisor = node.input(0), node.input(1)
+    dtype = dtype_of(data)
+    if node.attributes.get("fmod", 0) or "float" not in dtype:
+        return node.standard()
+    zero = relax.const(0, dtype)
+    rest = relax.op.mod(data, divisor)
+    negative = relax.op.less(divisor, zero)
+    differ = relax.op.logical_xor(relax.op.less(rest, zero), negative)
+    signed_zero = relax.op.where(negative, relax.const(-0.0, dtype), zero)
+    moved = relax.op.where(differ, relax.op.add(rest, divisor), rest)
+    return relax.op.where(relax.op.equal(rest, zero), signed_zero, moved)
+
+
+def convert_reduce_max(node: Node) -> relax.Expr:
+    """ReduceMax: of no elements, the least value; of minus infinities, minus infinity."""
+    return _extreme(node, _largest, -math.inf, "min")
+
+
+def convert_reduce_min(node: Node) -> relax.Expr:
+    """ReduceMin: of no elements, the largest value; of infinities, infinity."""
+    return _extreme(node, _smallest, math.inf, "max")
+
+
+# TVM counts the parameters.
+_largest = te.comm_reducer(
+    lambda a, b: tirx.max(a, b), lambda kind: tirx.const(-math.inf, kind), name="largest"
+)
+_smallest = te.comm_reducer(
+    lambda a, b: tirx.min(a, b), lambda kind: tirx.const(math.inf, kind), name="smallest"
+)
+
+
+def _extreme(node: Node, reducer: Any, infinity: float, end: str) -> relax.Expr:
+    """A maximum or minimum of floats from infinity on; the front end's begins at a finite value.
+
+    Args:
+        node: the operator.
+        reducer: of floats.
+        infinity: that of no floats.
+        end: of the range of an integer type, that of none of these.
+    """
+    data = node.input(0)
+    dtype = dtype_of(data)
+    if dtype == "bool":
+        bits = node.builder.emit(relax.op.astype(data, "uint8"))
+        as_bits = dataclasses.replace(node, inputs=[bits, *list(node.inputs)[1:]])
+        return relax.op.astype(_extreme(as_bits, reducer, infinity, end), "bool")
+    is_empty = is_static(data) and 0 in static_shape(data, node.operator)
+    if "float" not in dtype and not is_empty:
+        return node.standard()
+    given = node.attributes.get("axes") or node.constant(1, "axes")
+    rank = len(data.ty.shape)
+    if given is None or not len(given):
+        if node.attributes.get("noop_with_empty_axes", 0):
+            return data
+        given = range(rank)
+    axes = sorted({int(axis) % rank for axis in given})
+    keeps = bool(node.attributes.get("keepdims", 1))
+    if is_empty:
+        shape = static_shape(data, node.operator)
+        fill = infinity if "float" in dtype else getattr(np.iinfo(dtype), end)
+        return relax.const(np.full(_reduced(shape, axes, keeps), fill, dtype), dtype)
+
+    def reduce(tensor: te.Tensor) -> te.Tensor:
+        along = {axis: te.reduce_axis((0, tensor.shape[axis])) for axis in axes}
+        outer = [axis for axis in range(rank) if keeps or axis not in along]
+
+        def element(*at: Any) -> Any:
+            kept = dict(zip(outer, at, strict=True))
+            index = tuple(along[axis] if axis in along else kept[axis] for axis in range(rank))
+            return reducer(tensor[index], axis=list(along.values()))
+
+        return te.compute(_reduced(tensor.shape, axes, keeps), element, name=node.operator.lower())
+
+    return node.emit_te(reduce, data)
+
+
+def _reduced(shape: Sequence[Any], axes: Sequence[int], keeps: bool) -> list[Any]:
+    """A shape without some axes, or with one element along them."""
+    if keeps:
+        return [1 if axis in axes else size for axis, size in enumerate(shape)]
+    return [size for axis, size in enumerate(shape) if axis not in axes]
+
+
+def convert_det(node: Node) -> relax.Expr:
+    """Det: the determinants of matrices of up to four rows, by the Leibniz formula."""
+    *outer, rows, columns = static_shape(node.input(0), node.operator)
+    if rows != columns or rows > _MOST_ROWS:
+        raise ModelError(
+            f"{node.operator}: of square matrices of up to {_MOST_ROWS} rows, and it is given "
+            f"{rows}x{columns}; have ONNX Runtime run it with --fallback onnxruntime"
+        )
+
+    def determinant(tensor: te.Tensor) -> te.Tensor:
+        def element(*at: Any) -> Any:
+            total = tirx.const(0, str(tensor.dtype))
+            for order in itertools.permutations(range(rows)):
+                swaps = sum(a > b for a, b in itertools.combinations(order, 2))
+                product = tirx.const(-1 if swaps % 2 else 1, str(tensor.dtype))
+                for row, column in enumerate(order):
+                    product = product * tensor[(*at, row, column)]
+                total = total + product
+            return total
+
+        return te.compute(outer, element, name="det")
+
+    return node.emit_te(determinant, node.input(0))
 
 
 def convert_is_inf(node: Node) -> relax.Expr:

@@ -59,14 +59,27 @@ FORMATS = {
 
 
 def convert_cast(node: Node) -> relax.Expr:
-    """Cast; CastLike is compiled by its definition, which is a Cast."""
+    """Cast."""
     to = str(onnx.helper.tensor_dtype_to_np_dtype(node.attributes["to"]))
     data = node.input(0)
-    if not isinstance(data.ty, relax.TensorType):
-        return node.standard()
+    if isinstance(data.ty, relax.TensorType) and FORMATS.keys() & {dtype_of(data), to}:
+        return _cast(node, data, to)
+    return node.standard()
+
+
+def convert_cast_like(node: Node) -> relax.Expr:
+    """CastLike: a Cast to the type of the second input."""
+    data = node.input(0)
+    if isinstance(data.ty, relax.ShapeType):
+        data = relax.op.shape_to_tensor(data)
+        return relax.op.astype(data, dtype_of(node.input(1)))
+    return _cast(node, data, dtype_of(node.input(1)))
+
+
+def _cast(node: Node, data: relax.Expr, to: str) -> relax.Expr:
     source = dtype_of(data)
-    if source == to or (source not in FORMATS and to not in FORMATS):
-        return node.standard()
+    if source == to:
+        return data
     if source in FORMATS:
         data = decode(node, data, FORMATS[source])
     if to not in FORMATS:

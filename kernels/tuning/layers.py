@@ -49,7 +49,7 @@ def tunable_layers(
     *,
     strict: bool,
 ) -> list[Tunable]:
-    """The convolutions of an ONNX file, each size once, in the order of the model.
+    """The convolutions and products of an ONNX file, each size once, in the order of the model.
 
     Args:
         source: path of the file.

@@ -7,6 +7,7 @@ every tile that fits the registers:
     F(m, r)     the product's tile, and how many tiles a block holds
     dot         columns of a tile
     1-D         all sizes that `winograd1d` chooses from
+    Strassen    rows x vectors of a tile, and blocks of rows
 
 A size that would be cut at the layer's edge is left out where its schedule is then scalar code.
 """
@@ -26,6 +27,8 @@ from leakyforge.kernels.conv2d import (
     whole,
 )
 from leakyforge.kernels.conv2d_dot import DotConfig, dot_cycles
+from leakyforge.kernels.schedules import NoMatch
+from leakyforge.kernels.strassen import StrassenConfig, strassen_configs, strassen_cycles
 from leakyforge.kernels.target import CpuTarget
 from leakyforge.kernels.winograd import WinogradConfig, tile_shape, winograd_cycles
 from leakyforge.kernels.winograd1d import Winograd1dConfig, winograd1d_configs, winograd1d_cycles
@@ -68,6 +71,10 @@ def _around(
     elif isinstance(rule.config, Winograd1dConfig):
         for line in winograd1d_configs(shape, target, granule):
             yield Algorithm(line, winograd1d_cycles(shape, target, line))
+    elif isinstance(rule.config, StrassenConfig):
+        sizes = strassen_configs(shape, target)
+        for seven in [] if isinstance(sizes, NoMatch) else sizes:
+            yield Algorithm(seven, strassen_cycles(shape, target, seven))
     elif isinstance(rule.config, DotConfig):
         for dot in _dots(rule.config, shape):
             yield Algorithm(dot, dot_cycles(shape, dot, target))

@@ -11,6 +11,7 @@ from leakyforge.kernels.conv2d_dot import DotConfig
 from leakyforge.kernels.depthwise import DepthwiseConfig
 from leakyforge.kernels.grouped import GroupedConfig
 from leakyforge.kernels.measure import Layer
+from leakyforge.kernels.strassen import StrassenConfig
 from leakyforge.kernels.winograd import WinogradConfig
 from leakyforge.kernels.winograd1d import Winograd1dConfig
 
@@ -18,6 +19,7 @@ _CONFIGS: dict[str, type[Any]] = {
     each.__name__: each
     for each in (
         Conv2dConfig, DotConfig, DepthwiseConfig, GroupedConfig, WinogradConfig, Winograd1dConfig,
+        StrassenConfig,
     )
 }  # fmt: skip
 
@@ -30,8 +32,12 @@ def workload_key(layer: Layer, granule: int, *, strict: bool) -> str:
         granule: input channels that lie together in memory.
         strict: whether only the sums of the definition may be taken.
     """
+    shape = dataclasses.asdict(layer.shape)
+    if not layer.shape.is_product:
+        # Records of convolutions are older than those of products.
+        del shape["is_product"]
     sizes = {
-        "shape": dataclasses.asdict(layer.shape),
+        "shape": shape,
         "inputs": layer.inputs,
         "copies": layer.copies,
         "granule": granule,

@@ -75,6 +75,21 @@ def test_operator(parse, node, count):
     assert node_steps(found, shapes) == count
 
 
+@pytest.mark.parametrize(
+    ("node", "count"),
+    [
+        (helper.make_node("DFT", ["signal"], ["y"]), 6 * 64),
+        (helper.make_node("DFT", ["odd"], ["y"]), 6 * 60 + 60**2),
+        (helper.make_node("STFT", ["odd", "step", "window"], ["y"]), 6 * 16),
+        (helper.make_node("STFT", ["signal", "step", "", "length"], ["y"]), 6 * 64),
+        (helper.make_node("DFT", ["unknown"], ["y"]), 6 * 1024),
+    ],
+)
+def test_transforms_round_by_their_length(node, count):
+    shapes = {"signal": (2, 64, 1), "odd": (2, 60, 1), "window": (16,), "unknown": (2, "N", 1)}
+    assert node_steps(node, shapes) == count
+
+
 @pytest.mark.parametrize(("transposed", "count"), [(0, 30), (1, 20)])
 def test_gemm_reduces_over_the_inner_axis(transposed, count):
     node = helper.make_node("Gemm", ["a", "b"], ["y"], transA=transposed)

@@ -302,6 +302,15 @@ replaced("weight_empty", "weights/", lambda data: b"")
 replaced("library_empty", "library/", lambda data: b"")
 replaced("library_of_zeros", "library/", lambda data: bytes(4096))
 replaced("library_header_only", "library/", lambda data: data[:64])
+for _share in (10, 50):
+    replaced(
+        f"library_cut_at_{_share}",
+        "library/",
+        lambda data, share=_share: data[: len(data) * share // 100],
+    )
+replaced(
+    "library_of_endless_headers", "library/", lambda data: data[:54] + b"\xff" * 10 + data[64:]
+)
 replaced("library_of_text", "library/", lambda data: b"INPUT(/etc/passwd)\n")
 for _member in ("input", "output"):
     for _name, _content in {

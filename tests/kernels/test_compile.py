@@ -241,7 +241,10 @@ class TestOutput:
     @pytest.mark.parametrize(
         ("text", "error"),
         [
-            ("g (float[1,2,2] x) => (float[1] y) { y = Det (x) }", UnsupportedOperatorError),
+            (
+                "g (float[2] x) => (float[2] y) { y = RandomUniformLike (x) }",
+                UnsupportedOperatorError,
+            ),
             ("g (float[2] x) => (float[3] y) { y = Relu (x) }", ModelError),
         ],
     )

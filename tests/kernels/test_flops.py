@@ -4,19 +4,21 @@ import numpy as np
 import onnx
 import pytest
 
+from leakyforge import compile
 from leakyforge.onnx_graph import model_flops
 from leakyforge.runtime import read_manifest
 
 
 @pytest.fixture
-def kernels(build, parse):
+def kernels(build, parse, tmp_path):
     """The records of a graph that has one weight of the given shape, and the model's operations."""
 
-    def kernels(text, weight):
+    def kernels(text, weight, measure=True):
         model = parse(text)
         array = np.random.default_rng(0).standard_normal(weight).astype(np.float32)
         model.graph.initializer.append(onnx.numpy_helper.from_array(array, "w"))
-        (variant,) = read_manifest(build(model)).variants
+        path = build(model) if measure else compile(model, measure=False, output=tmp_path / "m.lfa")
+        (variant,) = read_manifest(path).variants
         return variant.kernels, model_flops(model)
 
     return kernels
@@ -83,9 +85,12 @@ def test_winograd_computes_fewer(kernels):
 
 def test_strassen_computes_seven_eighths(kernels):
     text = "product (float[64,512] x) => (float[64,512] y) { y = MatMul (x, w) }"
-    (record,), flops = kernels(text, (512, 512))
+    # By the estimate, which a measurement may overrule.
+    (record,), flops = kernels(text, (512, 512), measure=False)
     assert record.algorithm == "Strassen"
-    assert (record.flops, record.computed) == (flops, flops * 7 // 8)
+    assert record.flops == flops
+    # The last of its column tiles may be cut.
+    assert flops * 7 / 8 <= record.computed < flops
 
 
 def test_others_have_none(kernels):

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from leakyforge.kernels import parse_target
+from leakyforge.kernels.algorithms import algorithms
 from leakyforge.kernels.conv2d import Conv2dShape
-from leakyforge.kernels.schedules import NoMatch
 from leakyforge.kernels.strassen import (
     StrassenConfig,
     schedule_strassen,
@@ -21,7 +21,7 @@ from leakyforge.tolerance import tolerance
 HOST = parse_target("cpu")
 PRODUCT = Conv2dShape(
     height=1, width=64, in_channels=784, out_channels=512, kernel=(1, 1), strides=(1, 1),
-    dilation=(1, 1), padding=(0, 0, 0, 0), itemsize=4,
+    dilation=(1, 1), padding=(0, 0, 0, 0), itemsize=4, is_product=True,
 )  # fmt: skip
 
 
@@ -34,52 +34,56 @@ PRODUCT = Conv2dShape(
 )  # fmt: skip
 def test_equal_to_the_definition(run_kernel, rows, inner, columns, tile):
     generator = np.random.default_rng(0)
-    left = generator.standard_normal((rows, inner)).astype(np.float32)
-    right = generator.standard_normal((inner, columns)).astype(np.float32)
+    shape = dataclasses.replace(PRODUCT, width=rows, in_channels=inner, out_channels=columns)
+    left = generator.standard_normal((1, 1, rows, inner)).astype(np.float32)
+    right = generator.standard_normal((columns, 1, 1, inner)).astype(np.float32)
     if tile is None:
-        config = (
-            StrassenConfig(1, 1, 8, 8, 14, 1) if rows == 2 else any_config(rows, inner, columns)
-        )
+        config = strassen_config(shape, HOST)
     else:
         *sizes, blocks = tile
         config = StrassenConfig(*sizes, 4, 28, blocks)
     actual = run_kernel(
-        functools.partial(strassen, columns=columns, config=config, note={}),
+        functools.partial(strassen, shape=shape, config=config, note={}),
         lambda schedule: schedule_strassen(schedule, config),
         [left, strassen_weights(right, config)],
     )
-    desired = left.astype(np.float64) @ right
+    desired = left.astype(np.float64) @ right[:, 0, 0].T
     limits = tolerance("float32", inner)
     np.testing.assert_allclose(
         actual, desired, rtol=0, atol=limits.range_share * np.abs(desired).max()
     )
 
 
-def any_config(rows, inner, columns):
-    """The sizes that the rule takes; where it declines by its estimate, one row of one vector."""
-    shape = dataclasses.replace(PRODUCT, width=rows, in_channels=inner, out_channels=columns)
-    config = strassen_config(shape, HOST)
-    return StrassenConfig(1, 1, 8, 8, 14, 1) if isinstance(config, NoMatch) else config
+def names(shape, strict=False):
+    found, refused = algorithms(shape, HOST, shape.in_channels, strict=strict)
+    return [each.name for each in found], refused
 
 
 def test_taken_for_a_large_batch():
-    assert isinstance(strassen_config(PRODUCT, HOST), StrassenConfig)
+    assert names(PRODUCT)[0][0] == "Strassen"
 
 
-@pytest.mark.parametrize(
-    ("change", "reason"),
-    [
-        ({"width": 63}, "halves must be whole"),
-        ({"in_channels": 783}, "halves must be whole"),
-        ({"out_channels": 10}, "halves must be whole"),
-        # The sums of the weights are larger than the weights, which is all that a small batch does.
-        ({"width": 2, "in_channels": 4096, "out_channels": 4096}, "estimated"),
-    ],
-)
-def test_declines_with_a_reason(change, reason):
-    declined = strassen_config(dataclasses.replace(PRODUCT, **change), HOST)
-    assert isinstance(declined, NoMatch)
-    assert reason in declined.reason
+def test_not_taken_for_a_small_batch():
+    """The sums of the weights are larger than the weights, which is all that it reads."""
+    small = dataclasses.replace(PRODUCT, width=2, in_channels=4096, out_channels=4096)
+    assert names(small)[0][0] == "direct"
+
+
+def test_not_offered_to_convolutions():
+    assert "Strassen" not in names(dataclasses.replace(PRODUCT, is_product=False))[0]
+
+
+@pytest.mark.parametrize("change", [{"width": 63}, {"in_channels": 783}, {"out_channels": 10}])
+def test_declines_with_a_reason(change):
+    found, refused = names(dataclasses.replace(PRODUCT, **change))
+    assert "Strassen" not in found
+    assert any("Strassen: halves must be whole" in reason for reason in refused)
+
+
+def test_strict_precision_keeps_to_the_definition():
+    found, refused = names(PRODUCT, strict=True)
+    assert "Strassen" not in found
+    assert "Strassen: precision is strict" in refused
 
 
 @pytest.mark.parametrize("target", ["cpu:x86-64", "cpu:x86-64-v3", "cpu:x86-64-v4"])

@@ -28,7 +28,11 @@ SHAPES = {
     "dot": dataclasses.replace(PLAIN, out_channels=1),
     "line": dataclasses.replace(PLAIN, kernel=(1, 7), padding=(0, 3, 0, 3)),
     "double": dataclasses.replace(PLAIN, itemsize=8),
-}
+    "product": dataclasses.replace(
+        PLAIN, height=1, width=12, in_channels=32, out_channels=40, kernel=(1, 1),
+        padding=(0, 0, 0, 0), is_product=True,
+    ),
+}  # fmt: skip
 
 
 def tunable(shape):
@@ -66,9 +70,17 @@ def test_the_rules_are_among_them():
     assert {each.config for each in rules} <= found
 
 
-def test_strict_keeps_to_the_definition():
-    found = candidates(PLAIN, HOST, 16, strict=True)
+@pytest.mark.parametrize("shape", [PLAIN, SHAPES["product"]], ids=["convolution", "product"])
+def test_strict_keeps_to_the_definition(shape):
+    found = candidates(shape, HOST, shape.in_channels, strict=True)
     assert {type(each.config).__name__ for each in found} == {"Conv2dConfig"}
+
+
+def test_products_by_both_algorithms():
+    shape = SHAPES["product"]
+    found = candidates(shape, HOST, shape.in_channels, strict=False)
+    kinds = {type(each.config).__name__ for each in found}
+    assert kinds == {"Conv2dConfig", "StrassenConfig"}
 
 
 def test_sizes_as_text():
