@@ -190,10 +190,13 @@ class TestPackages:
             assert package.removeprefix("leakyforge.").replace(".", "/") == folder
 
     def test_data_files_are_shipped(self, setuptools):
+        shipped = {
+            path
+            for package, patterns in setuptools["package-data"].items()
+            for pattern in patterns
+            for path in (ROOT / setuptools["package-dir"][package]).glob(pattern)
+        }
         for room in ALLOWED:
-            package = room if room == "leakyforge" else f"leakyforge.{room}"
-            patterns = setuptools["package-data"].get(package, [])
-            shipped = {path for pattern in patterns for path in (ROOT / room).glob(pattern)}
             others = {
                 path
                 for path in (ROOT / room).rglob("*")
