@@ -213,6 +213,13 @@ class TestLauncher:
         for each in (x, -x):
             np.testing.assert_array_equal(session.run(None, {"x": each})[0], leaky_relu(each))
 
+    def test_a_maximum_begins_at_the_least_number(self, tmp_path):
+        # WGSL has no infinity.
+        text = "g (float[3,37] x) => (float[3] y) { y = ReduceMax <axes = [1], keepdims = 0> (x) }"
+        path = compile(model(text), "webgpu", output=tmp_path / "m.lfa")
+        x = np.random.default_rng(0).standard_normal((3, 37)).astype(np.float32) - 10
+        np.testing.assert_array_equal(Session(path).run(None, {"x": x})[0], x.max(axis=1))
+
     def test_float16(self, tmp_path):
         # 35 numbers are no whole words.
         text = LEAKY.replace("float[", "float16[")
