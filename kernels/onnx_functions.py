@@ -78,9 +78,16 @@ def _expandable(model: onnx.ModelProto) -> list[tuple[str, str]]:
         schema = _schema(model, node)
         if schema is None or not (schema.has_function or schema.has_context_dependent_function):
             continue
-        if name in _BY_DEFINITION or unsupported_operators([name]):
+        if name in _BY_DEFINITION or _does_not_saturate(node) or unsupported_operators([name]):
             found.add((domain, node.op_type))
     return sorted(found)
+
+
+def _does_not_saturate(node: onnx.NodeProto) -> bool:
+    """Whether a node is a CastLike of which onnxscript's optimizer makes a Cast that saturates."""
+    return node.op_type == "CastLike" and any(
+        item.name == "saturate" and not item.i for item in node.attribute
+    )
 
 
 def _schema(model: onnx.ModelProto, node: onnx.NodeProto) -> Any:

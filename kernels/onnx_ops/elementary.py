@@ -6,7 +6,6 @@ Each function names its operator; specifications: https://onnx.ai/onnx/operators
 import dataclasses
 import itertools
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -73,38 +72,28 @@ def convert_mod(node: Node) -> relax.Expr:
 
 def convert_reduce_max(node: Node) -> relax.Expr:
     """ReduceMax: of no elements, the least value; of minus infinities, minus infinity."""
-    return _extreme(node, _largest, -math.inf, "min")
+    return _extreme(node, -math.inf, "min")
 
 
 def convert_reduce_min(node: Node) -> relax.Expr:
     """ReduceMin: of no elements, the largest value; of infinities, infinity."""
-    return _extreme(node, _smallest, math.inf, "max")
+    return _extreme(node, math.inf, "max")
 
 
-# TVM counts the parameters.
-_largest = te.comm_reducer(
-    lambda a, b: tirx.max(a, b), lambda kind: tirx.const(-math.inf, kind), name="largest"
-)
-_smallest = te.comm_reducer(
-    lambda a, b: tirx.min(a, b), lambda kind: tirx.const(math.inf, kind), name="smallest"
-)
-
-
-def _extreme(node: Node, reducer: Any, infinity: float, end: str) -> relax.Expr:
-    """A maximum or minimum of floats from infinity on; the front end's begins at a finite value.
+def _extreme(node: Node, infinity: float, end: str) -> relax.Expr:
+    """A maximum or minimum; the front end's of floats begins at a finite value.
 
     Args:
         node: the operator.
-        reducer: of floats.
-        infinity: that of no floats.
-        end: of the range of an integer type, that of none of these.
+        infinity: the result of no floats.
+        end: of the range of an integer type, the result of none of these.
     """
     data = node.input(0)
     dtype = dtype_of(data)
     if dtype == "bool":
         bits = node.builder.emit(relax.op.astype(data, "uint8"))
         as_bits = dataclasses.replace(node, inputs=[bits, *list(node.inputs)[1:]])
-        return relax.op.astype(_extreme(as_bits, reducer, infinity, end), "bool")
+        return relax.op.astype(_extreme(as_bits, infinity, end), "bool")
     is_empty = is_static(data) and 0 in static_shape(data, node.operator)
     if "float" not in dtype and not is_empty:
         return node.standard()
@@ -118,28 +107,14 @@ def _extreme(node: Node, reducer: Any, infinity: float, end: str) -> relax.Expr:
     keeps = bool(node.attributes.get("keepdims", 1))
     if is_empty:
         shape = static_shape(data, node.operator)
+        sizes = [1 if axis in axes else size for axis, size in enumerate(shape)
+                 if keeps or axis not in axes]  # fmt: skip
         fill = infinity if "float" in dtype else getattr(np.iinfo(dtype), end)
-        return relax.const(np.full(_reduced(shape, axes, keeps), fill, dtype), dtype)
-
-    def reduce(tensor: te.Tensor) -> te.Tensor:
-        along = {axis: te.reduce_axis((0, tensor.shape[axis])) for axis in axes}
-        outer = [axis for axis in range(rank) if keeps or axis not in along]
-
-        def element(*at: Any) -> Any:
-            kept = dict(zip(outer, at, strict=True))
-            index = tuple(along[axis] if axis in along else kept[axis] for axis in range(rank))
-            return reducer(tensor[index], axis=list(along.values()))
-
-        return te.compute(_reduced(tensor.shape, axes, keeps), element, name=node.operator.lower())
-
-    return node.emit_te(reduce, data)
-
-
-def _reduced(shape: Sequence[Any], axes: Sequence[int], keeps: bool) -> list[Any]:
-    """A shape without some axes, or with one element along them."""
-    if keeps:
-        return [1 if axis in axes else size for axis, size in enumerate(shape)]
-    return [size for axis, size in enumerate(shape) if axis not in axes]
+        return relax.const(np.full(sizes, fill, dtype), dtype)
+    start = relax.const(infinity, dtype)
+    others = relax.op.astype(relax.op.not_equal(data, start), "int32")
+    counted = relax.op.greater(relax.op.max(others, axes, keeps), relax.const(0, "int32"))
+    return relax.op.where(counted, node.standard(), start)
 
 
 def convert_det(node: Node) -> relax.Expr:
