@@ -129,6 +129,7 @@ class TestContent:
         }
         assert others == {
             "leakyforge/py.typed",
+            "leakyforge/kernels/tuning/shipped.jsonl",
             "leakyforge/report.html.jinja",
             "leakyforge/models/digits.npz",
         }
