@@ -376,20 +376,20 @@ def schedule_conv2d(schedule: s_tir.Schedule, config: Conv2dConfig) -> None:
     passes = [loop_extent(schedule, loop) for loop in pixels]
     by_rows = config.weights_outer and _fits_stack(schedule, config, passes, i)
     if by_rows:
-        shares, sums = [c_outer], [j, k]
+        shares, place, sums = [c_outer], c_outer, [j, k]
         schedule.reorder(c_outer, i, *pixels, *sums, *tile)
         schedule.fuse(*pixels)
     elif config.weights_outer:
-        shares, sums = [c_outer, *pixels], [i, j, k]
+        shares, place, sums = [c_outer, *pixels], x_outer, [i, j, k]
         schedule.reorder(*shares, *sums, *tile)
     else:
-        shares, sums = pixels, [i, j, k]
+        shares, place, sums = pixels, c_outer, [i, j, k]
         schedule.reorder(*shares, c_outer, *sums, *tile)
     for loop in tile[:-1]:
         schedule.unroll(loop)
     schedule.vectorize(lane)
     # 3
-    schedule.reverse_compute_at(last, c_outer if by_rows or not config.weights_outer else x_outer)
+    schedule.reverse_compute_at(last, place)
     schedule.set_scope(block, 0, "local")
     # 4
     parallel = schedule.fuse(*shares)

@@ -9,11 +9,16 @@ import math
 from typing import Any
 
 import numpy as np
-import onnx
 from tvm import relax, te, tirx
 
 from leakyforge.errors import ModelError
-from leakyforge.kernels.onnx_ops.node import Node, dtype_of, is_static, static_shape
+from leakyforge.kernels.onnx_ops.node import (
+    Node,
+    dtype_of,
+    is_static,
+    numpy_name,
+    static_shape,
+)
 
 # The formula has as many terms as there are orders of the rows.
 _MOST_ROWS = 4
@@ -178,7 +183,7 @@ def _differ(*values: relax.Expr) -> bool:
 def convert_bit_cast(node: Node) -> relax.Expr:
     """BitCast: the same bits as another type of as many."""
     data = node.input(0)
-    kind = str(onnx.helper.tensor_dtype_to_np_dtype(node.attributes["to"]))
+    kind = numpy_name(node.attributes["to"])
     if "bool" in (kind, dtype_of(data)):
         raise ModelError(f"{node.operator}: of and to bool is not supported")
     return node.emit_te(
@@ -206,13 +211,9 @@ def convert_eye_like(node: Node) -> relax.Expr:
     """EyeLike: ones on a diagonal, in the shape of the input."""
     rows, columns = static_shape(node.input(0), node.operator)
     kind = node.attributes.get("dtype")
-    dtype = dtype_of(node.input(0)) if kind is None else _numpy_name(kind)
+    dtype = dtype_of(node.input(0)) if kind is None else numpy_name(kind)
     values = np.eye(rows, columns, int(node.attributes.get("k", 0)))
     return relax.const(values.astype(dtype), dtype)
-
-
-def _numpy_name(kind: int) -> str:
-    return str(onnx.helper.tensor_dtype_to_np_dtype(kind))
 
 
 def convert_one_hot(node: Node) -> relax.Expr:

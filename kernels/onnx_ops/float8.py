@@ -13,10 +13,9 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import numpy.typing as npt
-import onnx
 from tvm import relax, te, tirx
 
-from leakyforge.kernels.onnx_ops.node import Node, dtype_of
+from leakyforge.kernels.onnx_ops.node import Node, dtype_of, numpy_name
 
 _BITS = "uint8"
 _SIGN = 0x80
@@ -60,7 +59,7 @@ FORMATS = {
 
 def convert_cast(node: Node) -> relax.Expr:
     """Cast."""
-    to = str(onnx.helper.tensor_dtype_to_np_dtype(node.attributes["to"]))
+    to = numpy_name(node.attributes["to"])
     data = node.input(0)
     if isinstance(data.ty, relax.TensorType) and FORMATS.keys() & {dtype_of(data), to}:
         return _cast(node, data, to)
@@ -71,8 +70,7 @@ def convert_cast_like(node: Node) -> relax.Expr:
     """CastLike: a Cast to the type of the second input."""
     data = node.input(0)
     if isinstance(data.ty, relax.ShapeType):
-        data = relax.op.shape_to_tensor(data)
-        return relax.op.astype(data, dtype_of(node.input(1)))
+        data = node.builder.emit(relax.op.shape_to_tensor(data))
     return _cast(node, data, dtype_of(node.input(1)))
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import onnx
 import tvm
 from tvm import relax, te
 from tvm.relax.frontend.onnx import onnx_frontend
@@ -115,6 +116,11 @@ def static_shape(value: relax.Expr, operator: str, first: int = 0) -> tuple[int,
             "dimensions of the model's inputs a size with --shape"
         )
     return tuple(int(size) for size in list(value.ty.shape)[first:])
+
+
+def numpy_name(kind: int) -> str:
+    """Numpy's name of an ONNX element type."""
+    return str(onnx.helper.tensor_dtype_to_np_dtype(kind))
 
 
 def dtype_of(value: relax.Expr) -> str:

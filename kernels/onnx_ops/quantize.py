@@ -13,11 +13,10 @@ float64, so that it adds no rounding of its own before the last.
 from typing import Any
 
 import numpy as np
-import onnx
 from tvm import relax
 
 from leakyforge.kernels.onnx_ops.float8 import FORMATS, decode, encode
-from leakyforge.kernels.onnx_ops.node import STANDARD, Node, dtype_of, static_shape
+from leakyforge.kernels.onnx_ops.node import STANDARD, Node, dtype_of, numpy_name, static_shape
 
 _SUMS, _SCALES = "int32", "float64"
 
@@ -28,7 +27,7 @@ def convert_quantize_linear(node: Node) -> relax.Expr:
     kind = node.attributes.get("output_dtype") or 0
     to = "uint8" if zero is None else dtype_of(zero)
     if kind:
-        to = str(onnx.helper.tensor_dtype_to_np_dtype(kind))
+        to = numpy_name(kind)
     if not _is_blocked(node) and to not in FORMATS:
         return node.standard()
     quotient = relax.op.divide(data, _spread(node, scale))
@@ -49,7 +48,7 @@ def convert_dequantize_linear(node: Node) -> relax.Expr:
     if not _is_blocked(node) and source not in FORMATS:
         return node.standard()
     kind = node.attributes.get("output_dtype") or 0
-    to = str(onnx.helper.tensor_dtype_to_np_dtype(kind)) if kind else dtype_of(scale)
+    to = numpy_name(kind) if kind else dtype_of(scale)
     if source in FORMATS:
         values = decode(node, data, FORMATS[source])
     else:

@@ -31,14 +31,12 @@ def convert_dft(node: Node) -> relax.Expr:
     shape = static_shape(data, node.operator)
     axis = int(node.attributes.get("axis", 1))
     if node.opset >= _AXIS_IS_INPUT:
-        given = node.constant(2, "axis")
-        axis = -2 if given is None else int(given.reshape(()).item())
+        given = _size(node, 2, "axis")
+        axis = -2 if given is None else given
     axis %= len(shape)
     inverse, onesided = (bool(node.attributes.get(name, 0)) for name in ("inverse", "onesided"))
-    given = node.constant(1, "length")
-    if given is not None:
-        points = int(given.reshape(()).item())
-    else:
+    points = _size(node, 1, "length")
+    if points is None:
         points = 2 * (shape[axis] - 1) if inverse and onesided else shape[axis]
     parts = shape[-1]
     if axis == len(shape) - 1 or parts not in (1, 2) or points < 1:
@@ -114,5 +112,6 @@ def _transform(data: relax.Expr, matrix: Matrix, outer: list[int], dtype: str) -
 
 
 def _size(node: Node, position: int, meaning: str) -> int | None:
+    """A number that is an input, None where it is left out."""
     given = node.constant(position, meaning)
     return None if given is None else int(given.reshape(()).item())
