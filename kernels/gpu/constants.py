@@ -36,7 +36,11 @@ class _KeepConstants:
         if kind not in (OPENCL, WEBGPU):
             return function
         return tvm_ffi.structural_mutate(
-            function, (tirx.FloatImm, lambda constant, _: _exact(constant, kind))
+            function,
+            [
+                (tirx.FloatImm, lambda constant, _: _exact(constant, kind)),
+                (tirx.IntImm, lambda constant, _: _least(constant) if kind == WEBGPU else constant),
+            ],
         )
 
 
@@ -56,6 +60,13 @@ def _exact(constant: tirx.FloatImm, kind: str) -> Any:
         # TVM would take the address of the integer, which is no variable.
         return tirx.call_pure_extern(dtype, call, bits)
     return tirx.reinterpret(dtype, bits)
+
+
+def _least(constant: tirx.IntImm) -> Any:
+    """The constant; the least int32 by its bits, as WGSL's literals have their sign outside."""
+    if str(constant.ty.dtype) == "int32" and constant.value == np.iinfo("int32").min:
+        return tirx.reinterpret("int32", tirx.const(1 << 31, "uint32"))
+    return constant
 
 
 def _pipeline() -> tuple[object, Callable[[], object], Callable[[], object]]:

@@ -213,11 +213,15 @@ class TestLauncher:
         for each in (x, -x):
             np.testing.assert_array_equal(session.run(None, {"x": each})[0], leaky_relu(each))
 
-    def test_a_maximum_begins_at_the_least_number(self, tmp_path):
-        # WGSL has no infinity.
-        text = "g (float[3,37] x) => (float[3] y) { y = ReduceMax <axes = [1], keepdims = 0> (x) }"
+    @pytest.mark.parametrize(("element", "dtype"), [("float", np.float32), ("int32", np.int32)])
+    def test_a_maximum_begins_at_the_least_number(self, element, dtype, tmp_path):
+        # WGSL has no infinity, and no literal of the least int32.
+        text = (
+            f"g ({element}[3,37] x) => ({element}[3] y) "
+            "{ y = ReduceMax <axes = [1], keepdims = 0> (x) }"
+        )
         path = compile(model(text), "webgpu", output=tmp_path / "m.lfa")
-        x = np.random.default_rng(0).standard_normal((3, 37)).astype(np.float32) - 10
+        x = (np.random.default_rng(0).standard_normal((3, 37)) * 9 - 100).astype(dtype)
         np.testing.assert_array_equal(Session(path).run(None, {"x": x})[0], x.max(axis=1))
 
     def test_float16(self, tmp_path):
