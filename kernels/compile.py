@@ -34,10 +34,12 @@ from leakyforge.kernels.gpu import (
 from leakyforge.kernels.half import add_up_in_float32
 from leakyforge.kernels.importer import import_onnx
 from leakyforge.kernels.onnx_model import SourceModel, fix_shapes, fold, load_onnx
+from leakyforge.kernels.packed import PACKED_TYPES
 from leakyforge.kernels.pipeline import Decision, fuse
 from leakyforge.kernels.specs import input_specs, output_specs
 from leakyforge.kernels.target import CpuTarget, parse_targets
 from leakyforge.kernels.tuning.records import no_winner, winners
+from leakyforge.onnx_graph import graph_inputs
 from leakyforge.opsets import OLDEST_OF_ONNXRUNTIME, at_least
 from leakyforge.pins import TVM_PINS
 from leakyforge.runtime.artifact import (
@@ -143,6 +145,7 @@ def compile(
     path = Path(output) if output is not None else _default_output(source)
     check_destination(path)
     proto = fix_shapes(model.proto, shapes or {})
+    _check_reference_types(proto)
     with winners(records) if tuned else contextlib.nullcontext(no_winner) as find:
         options = Options(
             precision == "strict", _unmeasured(target, measure), find, on_stage, on_decision,
@@ -193,6 +196,17 @@ def _compile_whole(
         variants.append(variant)
         members |= parts
     return Code(variants, members, input_specs(proto, module), output_specs(folded, module))
+
+
+def _check_reference_types(proto: onnx.ModelProto) -> None:
+    """Refuse inputs and outputs that the reference cannot be given or asked for."""
+    for value in (*graph_inputs(proto), *proto.graph.output):
+        kind = value.type.tensor_type.elem_type
+        if kind in PACKED_TYPES:
+            raise ModelError(
+                f"{value.name!r} is of type {onnx.TensorProto.DataType.Name(kind)}, of which ONNX "
+                "Runtime, the reference, takes and gives no arrays; cast it in the model"
+            )
 
 
 def _check_fallback(fallback: str, target: str, targets: Sequence[CpuTarget | GpuTarget]) -> None:

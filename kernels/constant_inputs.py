@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import onnx
 from onnx import numpy_helper
 
-from leakyforge.onnx_graph import graph_inputs
+from leakyforge.onnx_graph import graph_inputs, nodes_within, subgraphs
 from leakyforge.runtime.tensors import Array
 
 # Operator of ai.onnx: positions of the inputs whose values decide a shape or what is computed.
@@ -29,7 +29,6 @@ _POSITIONS = {
     "Loop": (0, 1),
     "MaxUnpool": (2,),
     "MelWeightMatrix": (0, 1, 2, 3, 4),
-    "NonMaxSuppression": (2, 3, 4),
     "OneHot": (1,),
     "Pad": (1, 2, 3),
     "RNN": (4,),
@@ -66,13 +65,14 @@ def constant_inputs(model: onnx.ModelProto) -> list[str]:
     """Names of the graph's inputs that decide shapes, in order.
 
     Those are the inputs from which a value is computed that an operator takes as amounts, axes,
-    sizes or the like; subgraphs are not looked into.
+    sizes or the like; of a subgraph, that all its results may be such a value.
     """
     needed: set[str] = set()
     # Backwards: nodes are sorted, so that all uses of a value come before what computes it.
     for node in reversed(model.graph.node):
         if needed & set(node.output) and node.op_type not in _READ_SHAPES:
-            needed.update(node.input)
+            inner = (each for graph in subgraphs(node) for each in nodes_within(graph))
+            needed.update(name for each in (node, *inner) for name in each.input)
         needed.update(
             node.input[position]
             for position in _POSITIONS.get(node.op_type, ())

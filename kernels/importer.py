@@ -17,7 +17,8 @@ from leakyforge.errors import LeakyforgeError, ModelError, UnsupportedOperatorEr
 from leakyforge.exporter.shapes import value_shape
 from leakyforge.kernels.half import layer_name
 from leakyforge.kernels.onnx_ops import CONVERTERS
-from leakyforge.onnx_graph import PRODUCTS, graph_inputs, subgraphs
+from leakyforge.kernels.packed import widen_packed_types
+from leakyforge.onnx_graph import PRODUCTS, graph_inputs, nodes_within
 
 _STANDARD_DOMAINS = ("", "ai.onnx")
 # Attribute of `main`: names of the layers of `LAYERS` in the ONNX graph, in order.
@@ -29,11 +30,6 @@ LAYERS = (
     "relax.nn.conv1d_transpose",
     "relax.nn.conv2d",
     "relax.nn.conv2d_transpose",
-)
-PACKED_TYPES = frozenset(
-    onnx.TensorProto.DataType.Value(name)
-    for name in ("INT4", "UINT4", "FLOAT4E2M1", "INT2", "UINT2")
-    if name in onnx.TensorProto.DataType.keys()  # noqa: SIM118 - protobuf's is no mapping
 )
 # Attributes of Constant that hold numbers, and the type of these.
 _NUMBERS = {
@@ -88,11 +84,11 @@ def import_onnx(proto: onnx.ModelProto) -> tvm.IRModule:
 
     Raises:
         UnsupportedOperatorError: an operator that TVM's front end does not have; names the node.
-        ModelError: the front end refuses the graph.
+        ModelError: the front end refuses the graph, or an operator looks at packed bits.
     """
     _check_operators(proto)
-    _check_types(proto)
     named = _name_symbols(proto)
+    widen_packed_types(named)
     _omit_empty_scales(named)
     _give_constants_tensors(named)
     # The front end prints what it cannot convert.
@@ -173,28 +169,9 @@ def _check_operators(proto: onnx.ModelProto) -> None:
             )
 
 
-def nodes_within(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
-    """Nodes of a graph and of the graphs in their attributes."""
-    for node in graph.node:
-        yield node
-        for inner in subgraphs(node):
-            yield from nodes_within(inner)
-
-
 def operator(node: onnx.NodeProto) -> str:
     """Name of a node's operator; a foreign one is `domain.Operator`."""
     return node.op_type if node.domain in _STANDARD_DOMAINS else f"{node.domain}.{node.op_type}"
-
-
-def _check_types(proto: onnx.ModelProto) -> None:
-    """Refuse tensors of fewer than 8 bits: TVM packs them, and a caller's arrays do not."""
-    for value in (*graph_inputs(proto), *proto.graph.output):
-        kind = value.type.tensor_type.elem_type
-        if kind in PACKED_TYPES:
-            raise ModelError(
-                f"{value.name!r} is of type {onnx.TensorProto.DataType.Name(kind)}, which is not "
-                "supported as an input or output; cast it in the model"
-            )
 
 
 def unsupported_operators(names: Iterable[str]) -> list[str]:

@@ -18,18 +18,15 @@ from onnx_ir.passes.common import LiftConstantsToInitializersPass
 from onnxscript import ir
 
 from leakyforge.errors import ModelError
-from leakyforge.kernels.importer import (
-    PACKED_TYPES,
-    nodes_within,
-    operator,
-    unsupported_operators,
-)
+from leakyforge.kernels.importer import operator, unsupported_operators
+from leakyforge.kernels.packed import PACKED_TYPES
 from leakyforge.kernels.symbolic_sizes import name_sizes
 from leakyforge.onnx_graph import (
     PRODUCTS,
     is_large,
     light_copy,
     node_flops,
+    nodes_within,
     subgraphs,
     value_shapes,
 )

@@ -16,6 +16,7 @@ from leakyforge.kernels.depthwise import match_depthwise
 from leakyforge.kernels.expressions import operator_name, substitute
 from leakyforge.kernels.fusion import LimitFusion
 from leakyforge.kernels.grouped import match_grouped
+from leakyforge.kernels.host_calls import call_host_functions
 from leakyforge.kernels.leaky_relu import legalize_leaky_relu
 from leakyforge.kernels.legalize import (
     Choose,
@@ -254,7 +255,11 @@ def call_kernels(module: tvm.IRModule, target: tvm.target.Target) -> HoistedModu
 
 
 def lower_to_vm(module: tvm.IRModule, target: CpuTarget) -> HoistedModule:
-    """Plan memory, and lower `main` to the Relax VM's builtins."""
+    """Plan memory, and lower `main` to the Relax VM's builtins.
+
+    Raises:
+        CompileError: it calls a function that the runtime has not.
+    """
     called = call_kernels(module, target.tvm)
     with target.tvm:
         lowered = tvm.transform.Sequential(
@@ -268,4 +273,4 @@ def lower_to_vm(module: tvm.IRModule, target: CpuTarget) -> HoistedModule:
                 relax.transform.AttachGlobalSymbol(),
             ]
         )(called.module)
-    return HoistedModule(lowered, called.weights)
+    return HoistedModule(call_host_functions(lowered), called.weights)

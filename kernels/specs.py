@@ -10,8 +10,10 @@ from tvm import relax
 from leakyforge.errors import ModelError, ShapeError
 from leakyforge.exporter.rounding import quantisations, rounding_steps
 from leakyforge.exporter.shapes import value_shape
+from leakyforge.kernels.onnx_ops.node import numpy_name
+from leakyforge.kernels.packed import PACKED_TYPES
 from leakyforge.onnx_graph import graph_inputs, input_range
-from leakyforge.runtime.tensors import TensorSpec
+from leakyforge.runtime.tensors import Shape, TensorSpec
 
 
 def input_specs(proto: onnx.ModelProto, module: tvm.IRModule) -> tuple[TensorSpec, ...]:
@@ -19,32 +21,47 @@ def input_specs(proto: onnx.ModelProto, module: tvm.IRModule) -> tuple[TensorSpe
     specs = []
     for value, variable in zip(graph_inputs(proto), module["main"].params, strict=True):
         low, high = input_range(proto, value.name, ModelError) or (None, None)
-        specs.append(_tensor_spec(value.name, variable.ty, low=low, high=high))
+        specs.append(_tensor_spec(value, variable.ty, low=low, high=high))
     return tuple(specs)
 
 
 def output_specs(folded: onnx.ModelProto, module: tvm.IRModule) -> tuple[TensorSpec, ...]:
     """Outputs under their ONNX names, with the shapes that TVM inferred."""
     steps, quantised = rounding_steps(folded), quantisations(folded)
-    names = [value.name for value in folded.graph.output]
+    values = folded.graph.output
     result = module["main"].ret_ty
-    types = [result] if len(names) == 1 else list(result.fields)
+    types = [result] if len(values) == 1 else list(result.fields)
     return tuple(
-        _tensor_spec(name, kind, rounding_steps=steps[name], quantisations=quantised[name])
-        for name, kind in zip(names, types, strict=True)
-    )
-
-
-def _tensor_spec(name: str, kind: relax.TensorType, **fields: float | None) -> TensorSpec:
-    """Describe a Relax tensor type."""
-    if not isinstance(kind, relax.TensorType) or kind.shape is None:
-        raise ShapeError(
-            f"the shape of {name!r} is not known at compile time; fix the inputs with --shape"
+        _tensor_spec(
+            value, kind, rounding_steps=steps[value.name], quantisations=quantised[value.name]
         )
-    shape = tuple(
-        int(size) if isinstance(size, tvm.tirx.IntImm) else str(size) for size in kind.shape
+        for value, kind in zip(values, types, strict=True)
     )
-    return TensorSpec(name, shape, str(kind.dtype), **fields)  # type: ignore[arg-type]
+
+
+def _tensor_spec(
+    value: onnx.ValueInfoProto, kind: relax.TensorType, **fields: float | None
+) -> TensorSpec:
+    """Describe a Relax tensor type; a packed type that it carries is ONNX's."""
+    name = value.name
+    if not isinstance(kind, relax.TensorType) or kind.ndim < 0:
+        raise ShapeError(
+            f"the rank of {name!r} is not known at compile time; fix the inputs with --shape"
+        )
+    shape: Shape
+    if kind.shape is None:
+        # Of values that were computed: the model may have names for its sizes.
+        declared = value_shape(value) or ("?",) * kind.ndim
+        shape = tuple(
+            f"{name}_dim{axis}" if size == "?" else size for axis, size in enumerate(declared)
+        )
+    else:
+        shape = tuple(
+            int(size) if isinstance(size, tvm.tirx.IntImm) else str(size) for size in kind.shape
+        )
+    element = value.type.tensor_type.elem_type
+    dtype = numpy_name(element) if element in PACKED_TYPES else str(kind.dtype)
+    return TensorSpec(name, shape, dtype, **fields)  # type: ignore[arg-type]
 
 
 def onnx_specs(

@@ -23,8 +23,8 @@ RANGE_PROPERTY = "leakyforge.input_range."
 MAX_WEIGHT_BYTES = 2**31 - 2**24
 # Smaller tensors stay: shapes, axes and scales, whose values the passes read.
 _SMALL = 1024
-# Two elements in each byte.
-_PACKED = ("INT4", "UINT4", "FLOAT4E2M1")
+# Types of which a byte holds several elements, and how many.
+_PACKED = {"INT4": 2, "UINT4": 2, "FLOAT4E2M1": 2, "INT2": 4, "UINT2": 4}
 
 
 def graph_inputs(model: "onnx.ModelProto") -> "list[onnx.ValueInfoProto]":
@@ -150,8 +150,9 @@ def element_bytes(count: int, kind: int) -> int:
 
     if kind in (TensorProto.STRING, TensorProto.UNDEFINED):
         return 8 * count
-    if TensorProto.DataType.Name(kind) in _PACKED:
-        return (count + 1) // 2
+    packed = _PACKED.get(TensorProto.DataType.Name(kind))
+    if packed is not None:
+        return math.ceil(count / packed)
     return int(count * helper.tensor_dtype_to_np_dtype(kind).itemsize)
 
 
@@ -194,6 +195,14 @@ def subgraphs(node: "onnx.NodeProto") -> "Iterator[onnx.GraphProto]":
         if attribute.HasField("g"):
             yield attribute.g
         yield from attribute.graphs
+
+
+def nodes_within(graph: "onnx.GraphProto") -> "Iterator[onnx.NodeProto]":
+    """Nodes of a graph and of the graphs in their attributes."""
+    for node in graph.node:
+        yield node
+        for inner in subgraphs(node):
+            yield from nodes_within(inner)
 
 
 def node_flops(node: "onnx.NodeProto", shapes: Mapping[str, tuple[int, ...]]) -> int:

@@ -10,7 +10,7 @@ onnx is imported when it is first used: a machine that only runs artifacts has n
 from typing import TYPE_CHECKING, Any
 
 from leakyforge.errors import ModelError
-from leakyforge.onnx_graph import light_copy, restore_weights, value_shapes
+from leakyforge.onnx_graph import light_copy, nodes_within, restore_weights, value_shapes
 
 if TYPE_CHECKING:
     import onnx
@@ -47,7 +47,8 @@ def check_opset(model: "onnx.ModelProto", where: str) -> None:
     """Refuse a model whose version of ai.onnx is not read.
 
     Raises:
-        ModelError: it imports no version, several, or one outside of 6 to 23.
+        ModelError: it imports no version, several, or one outside of 6 to 28. Before 6, a model
+            is read if all of its operators were defined as they are at 6.
     """
     opset = opset_of(model)
     if opset > NEWEST:
@@ -55,11 +56,27 @@ def check_opset(model: "onnx.ModelProto", where: str) -> None:
             f"{where} is at opset {opset}, and opsets {OLDEST} to {NEWEST} are read; export it at "
             f"opset {NEWEST}, or lower it with onnx.version_converter"
         )
-    if opset < OLDEST:
+    if opset < OLDEST and not _is_unchanged(model, opset):
         raise ModelError(
             f"{where} is at opset {opset}, and opsets {OLDEST} to {NEWEST} are read; export it "
             "again, or raise it with onnx.version_converter"
         )
+
+
+def _is_unchanged(model: "onnx.ModelProto", opset: int) -> bool:
+    """Whether all operators of a model are defined at its opset as they are at the oldest."""
+    from onnx import defs
+
+    def defined(operator: str, version: int) -> int:
+        if not defs.has(operator, version, ""):
+            return 0
+        return int(defs.get_schema(operator, version, "").since_version)
+
+    standard = (node for node in nodes_within(model.graph) if node.domain in _STANDARD_DOMAINS)
+    return all(
+        0 < defined(operator, opset) == defined(operator, OLDEST)
+        for operator in {node.op_type for node in standard}
+    )
 
 
 def at_least(model: "onnx.ModelProto", version: int) -> "onnx.ModelProto":
@@ -88,6 +105,10 @@ def to_opset(model: "onnx.ModelProto", version: int) -> "onnx.ModelProto":
     if opset == version:
         return model
     light = light_copy(model)
+    if opset < OLDEST:
+        # That they mean the same there was checked; the converter lacks some of the steps.
+        for item in light.opset_import:
+            item.version = OLDEST if item.domain in _STANDARD_DOMAINS else item.version
     if opset < _NUMPY_BROADCAST <= version:
         _check_inference(light)
         _align_operands(light)

@@ -14,7 +14,7 @@ from leakyforge.runtime.manifest import Kernel
 from leakyforge.runtime.session import Session
 from leakyforge.runtime.tensors import Array
 from leakyforge.runtime.tvm_runtime import tvm_ffi
-from leakyforge.runtime.vm import to_numpy, to_tvm
+from leakyforge.runtime.vm_tensors import to_numpy, to_tvm
 
 
 @dataclass(frozen=True)

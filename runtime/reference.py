@@ -121,6 +121,8 @@ def onnxruntime_session(proto: Any, *, optimised: bool = True, threads: int | No
     options.log_severity_level = 4
     if threads is not None:
         options.intra_op_num_threads = threads
+    # Products with weights of 4 bits: by default, it rounds the other factor to 8 bits.
+    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
     levels = onnxruntime.GraphOptimizationLevel
     options.graph_optimization_level = (
         levels.ORT_ENABLE_ALL if optimised else levels.ORT_DISABLE_ALL

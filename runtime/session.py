@@ -14,7 +14,7 @@ from leakyforge.runtime.cuda import CudaEngine
 from leakyforge.runtime.manifest import CUDA, DEVICE_KINDS, OPENCL, WEBGPU, Manifest
 from leakyforge.runtime.opencl import OpenClEngine
 from leakyforge.runtime.staged import StagedEngine
-from leakyforge.runtime.tensors import Array, TensorSpec, bind_shape, numpy_dtype
+from leakyforge.runtime.tensors import CARRIERS, Array, TensorSpec, bind_shape, numpy_dtype
 from leakyforge.runtime.vm import VmEngine
 from leakyforge.runtime.webgpu import WebGpuEngine
 
@@ -68,6 +68,13 @@ class Session:
         self.threads = thread_count.usable_cores() if threads is None else threads
         self._lock = threading.Lock()
         self._names = [spec.name for spec in self.manifest.outputs]
+        inputs, outputs = self.manifest.inputs, self.manifest.outputs
+        self._packed_inputs = [spec.name for spec in inputs if spec.dtype in CARRIERS]
+        self._packed_outputs = [
+            (place, numpy_dtype(spec.dtype))
+            for place, spec in enumerate(outputs)
+            if spec.dtype in CARRIERS
+        ]
         self._engine = _engine(artifact, self.threads, device)
 
     def get_inputs(self) -> list[TensorSpec]:
@@ -97,8 +104,12 @@ class Session:
         if output_names:
             self._check_names(output_names)
         feeds = check_feeds(self.manifest.inputs, input_feed)
+        for name in self._packed_inputs:
+            feeds[name] = feeds[name].astype(numpy_dtype(CARRIERS[str(feeds[name].dtype)]))
         with self._lock:
             outputs = self._engine.run(feeds)
+        for place, dtype in self._packed_outputs:
+            outputs[place] = outputs[place].astype(dtype)
         if not output_names:
             return outputs
         return [outputs[self._names.index(name)] for name in output_names]

@@ -16,6 +16,14 @@ Shape = tuple[int | str, ...]
 # Of weights and staged inputs: a vector is then in one line of the cache.
 ALIGNMENT = 64
 
+# Of fewer than 8 bits: the type that kernels compute with and that holds all of its values.
+CARRIERS = {
+    "int2": "int8",
+    "uint2": "uint8",
+    "int4": "int8",
+    "uint4": "uint8",
+    "float4_e2m1fn": "float8_e4m3fn",
+}
 _ONNX_TYPES = {"float32": "float", "float64": "double"}
 
 

@@ -1,7 +1,8 @@
 """TVM's runtime without its compiler.
 
-`import tvm` loads libtvm_compiler.so (259 MB, seconds). To run an artifact, libtvm_runtime.so is
-enough; it lies in the same package, which is found here without being imported.
+`import tvm` loads libtvm_compiler.so (259 MB, seconds). To run an artifact, libtvm_runtime.so and
+libtvm_runtime_extra.so are enough; they lie in the same package, which is found here without being
+imported.
 """
 
 import contextlib
@@ -45,7 +46,8 @@ def tvm_ffi() -> Any:
         with _torch_hidden():
             module = importlib.import_module("tvm_ffi")
         if "tvm" not in sys.modules:
-            ctypes.CDLL(str(_runtime_library()), ctypes.RTLD_GLOBAL)
+            for library in _runtime_libraries():
+                ctypes.CDLL(str(library), ctypes.RTLD_GLOBAL)
     return module
 
 
@@ -62,14 +64,17 @@ def _torch_hidden() -> Iterator[None]:
         del sys.modules["torch"]
 
 
-def _runtime_library() -> Path:
+def _runtime_libraries() -> list[Path]:
+    """The runtime itself, and the library that sorts."""
     spec = importlib.util.find_spec("tvm")
     if spec is None or spec.origin is None:
         raise MissingDependencyError("package tvm is not installed; run: pip install leakyforge")
-    library = Path(spec.origin).parent / "lib" / "libtvm_runtime.so"
-    if not library.is_file():
-        raise MissingDependencyError(f"TVM's runtime {library} is absent; reinstall apache-tvm")
-    return library
+    folder = Path(spec.origin).parent / "lib"
+    libraries = [folder / "libtvm_runtime.so", folder / "libtvm_runtime_extra.so"]
+    for library in libraries:
+        if not library.is_file():
+            raise MissingDependencyError(f"TVM's runtime {library} is absent; reinstall apache-tvm")
+    return libraries
 
 
 def load_vm(library: bytes, name: str) -> Any:

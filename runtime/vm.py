@@ -3,16 +3,14 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from leakyforge.errors import ExecutionError
 from leakyforge.runtime.artifact import Artifact, unpack_weights
+from leakyforge.runtime.host_functions import register_host_functions
 from leakyforge.runtime.reference import one_line
-from leakyforge.runtime.tensors import Array, empty_aligned, format_shapes, numpy_dtype
-from leakyforge.runtime.tvm_runtime import load_vm, set_threads, tvm_ffi
+from leakyforge.runtime.tensors import Array, empty_aligned, format_shapes
+from leakyforge.runtime.tvm_runtime import load_vm, set_threads
+from leakyforge.runtime.vm_tensors import to_numpy, to_tvm
 
-# Of as many bytes as a type that only ml_dtypes has.
-_BITS = {1: "uint8", 2: "uint16"}
 # First address and the one behind the last.
 _Addresses = tuple[int, int]
 
@@ -40,6 +38,7 @@ class VmLibrary:
         set_threads(threads)
         self.threads = threads
         self.model = artifact.manifest.model
+        register_host_functions()
         self.machine = load_vm(artifact.library, str(artifact.path))
         self.memory = artifact.weight_memory
         weights = unpack_weights(self.memory, artifact.variant.weights)
@@ -120,18 +119,6 @@ class VmEngine(VmFunction):
         self._library.instrument(hook)
 
 
-def to_tvm(array: Array) -> Any:
-    """A TVM tensor over an aligned array's memory."""
-    ffi = tvm_ffi()
-    # Numpy's DLPack has no types of ml_dtypes, such as bfloat16 and float8.
-    is_foreign = array.dtype.isbuiltin != 1
-    if array.size and not is_foreign:
-        return ffi.from_dlpack(array)
-    # Numpy's strides of an empty array are not those of a compact one, a view's are.
-    bits = ffi.from_dlpack(array.view(_BITS[array.dtype.itemsize]) if is_foreign else array)
-    return _retyped(bits, str(array.dtype))
-
-
 def _addresses(tensor: Any, size: int) -> _Addresses:
     """Where a tensor of so many bytes lies."""
     start: int = tensor.data_ptr()
@@ -146,20 +133,3 @@ def _overlap(addresses: _Addresses, others: Sequence[_Addresses]) -> bool:
         if start <= first < stop:
             return True
     return False
-
-
-def to_numpy(tensor: Any) -> Array:
-    """A numpy array over a tensor's memory."""
-    try:
-        return np.from_dlpack(tensor)
-    except (RuntimeError, BufferError):
-        # Numpy takes no bfloat16 or float8, which ml_dtypes adds to it.
-        dtype = numpy_dtype(str(tensor.dtype))
-        return np.from_dlpack(_retyped(tensor, _BITS[dtype.itemsize])).view(dtype)
-
-
-def _retyped(tensor: Any, dtype: str) -> Any:
-    """The same memory as another dtype of the same size."""
-    ffi = tvm_ffi()
-    view = ffi.get_global_func("runtime.TVMTensorCreateView")
-    return view(tensor, ffi.Shape(tensor.shape), ffi.dtype(dtype), 0)

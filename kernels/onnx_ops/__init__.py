@@ -4,6 +4,7 @@ from leakyforge.kernels.onnx_ops.conv_transpose import convert_conv_transpose
 from leakyforge.kernels.onnx_ops.deform_conv import convert_deform_conv
 from leakyforge.kernels.onnx_ops.elementary import (
     convert_bit_cast,
+    convert_bit_shift,
     convert_celu,
     convert_compress,
     convert_cosh,
@@ -36,13 +37,16 @@ from leakyforge.kernels.onnx_ops.quantize import (
 )
 from leakyforge.kernels.onnx_ops.recurrent import convert_gru, convert_lstm, convert_rnn
 from leakyforge.kernels.onnx_ops.resize import convert_resize
+from leakyforge.kernels.onnx_ops.roi_align import convert_roi_align
 from leakyforge.kernels.onnx_ops.scatter import (
     convert_col2im,
+    convert_reshape,
     convert_reverse_sequence,
     convert_space_to_depth,
     convert_split,
     convert_tensor_scatter,
 )
+from leakyforge.kernels.onnx_ops.selection import convert_non_max_suppression
 from leakyforge.kernels.onnx_ops.spectral import convert_dft, convert_stft
 from leakyforge.kernels.onnx_ops.tf_idf import convert_tf_idf_vectorizer
 
@@ -51,6 +55,7 @@ CONVERTERS: dict[str, Converter] = {
     for name, convert in {
         "AveragePool": convert_average_pool,
         "BitCast": convert_bit_cast,
+        "BitShift": convert_bit_shift,
         "Cast": convert_cast,
         "CastLike": convert_cast_like,
         "Celu": convert_celu,
@@ -73,6 +78,7 @@ CONVERTERS: dict[str, Converter] = {
         "LpPool": convert_lp_pool,
         "MaxPool": convert_max_pool,
         "Mod": convert_mod,
+        "NonMaxSuppression": convert_non_max_suppression,
         "OneHot": convert_one_hot,
         "Pow": convert_pow,
         "QLinearConv": convert_q_linear_conv,
@@ -81,8 +87,10 @@ CONVERTERS: dict[str, Converter] = {
         "RNN": convert_rnn,
         "ReduceMax": convert_reduce_max,
         "ReduceMin": convert_reduce_min,
+        "Reshape": convert_reshape,
         "Resize": convert_resize,
         "ReverseSequence": convert_reverse_sequence,
+        "RoiAlign": convert_roi_align,
         "STFT": convert_stft,
         "Sinh": convert_sinh,
         "SpaceToDepth": convert_space_to_depth,

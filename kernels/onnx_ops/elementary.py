@@ -163,6 +163,8 @@ def convert_is_inf(node: Node) -> relax.Expr:
 def convert_pow(node: Node) -> relax.Expr:
     """Pow: the exponent may be of another type; the result has the base's."""
     base, exponent = node.input(0), node.input(1)
+    if "int" in dtype_of(base) and "int" in dtype_of(exponent):
+        return _whole_power(node, base, relax.op.astype(exponent, "int64"))
     if not _differ(base, exponent):
         return node.standard()
     # Of the two types, the one that holds fractions.
@@ -171,6 +173,57 @@ def convert_pow(node: Node) -> relax.Expr:
     common = floats[0] if floats else kinds[0]
     power = relax.op.power(relax.op.astype(base, common), relax.op.astype(exponent, common))
     return relax.op.astype(power, kinds[0])
+
+
+def _whole_power(node: Node, base: relax.Expr, exponent: relax.Expr) -> relax.Expr:
+    """Powers of integers by squaring, modulo 2 to the number of their bits; 1 / x rounds to 0.
+
+    Beyond an exponent of 127 only those of even bases, 1 and -1 are right: others have overflown.
+
+    Args:
+        node: the operator.
+        base: of any integer type.
+        exponent: in int64.
+    """
+    dtype = dtype_of(base)
+    zero, one, minus_one = (
+        relax.const(np.array(value).astype(dtype), dtype) for value in (0, 1, -1)
+    )
+    none, unit, last = (relax.const(value, "int64") for value in (0, 1, 127))
+    odd = relax.op.bitwise_and(exponent, unit)
+    # Those of 1 and -1 repeat, and of an even base's no bit is left.
+    repeated = relax.op.where(
+        relax.op.greater(exponent, last), relax.op.add(relax.const(126, "int64"), odd), exponent
+    )
+    bits = node.builder.emit(relax.op.where(relax.op.less(exponent, none), odd, repeated))
+    result, square = one, base
+    for bit in range(7):
+        taken = relax.op.bitwise_and(bits, relax.const(1 << bit, "int64"))
+        longer = relax.op.multiply(result, square)
+        result = node.builder.emit(relax.op.where(relax.op.not_equal(taken, none), longer, result))
+        square = node.builder.emit(relax.op.multiply(square, square))
+    is_unit = relax.op.logical_or(relax.op.equal(base, one), relax.op.equal(base, minus_one))
+    inverse = relax.op.where(is_unit, result, zero)
+    return relax.op.where(relax.op.less(exponent, none), inverse, result)
+
+
+def convert_bit_shift(node: Node) -> relax.Expr:
+    """BitShift: by more bits than there are, or by a negative number, no bit but the sign stays."""
+    data, amount = node.input(0), node.input(1)
+    # ONNX has both of one type.
+    dtype = np.dtype(dtype_of(data))
+    none, most, limit = (
+        relax.const(value, dtype.name) for value in (0, 8 * dtype.itemsize - 1, 8 * dtype.itemsize)
+    )
+    fits = relax.op.less(amount, limit)
+    if dtype.kind == "i":
+        fits = relax.op.logical_and(fits, relax.op.greater_equal(amount, none))
+    is_right = node.text("direction", "") == "RIGHT"
+    shift = relax.op.right_shift if is_right else relax.op.left_shift
+    if is_right and dtype.kind == "i":
+        return shift(data, relax.op.where(fits, amount, most))
+    shifted = shift(data, relax.op.where(fits, amount, none))
+    return relax.op.where(fits, shifted, none)
 
 
 def _differ(*values: relax.Expr) -> bool:
@@ -184,8 +237,10 @@ def convert_bit_cast(node: Node) -> relax.Expr:
     """BitCast: the same bits as another type of as many."""
     data = node.input(0)
     kind = numpy_name(node.attributes["to"])
-    if "bool" in (kind, dtype_of(data)):
-        raise ModelError(f"{node.operator}: of and to bool is not supported")
+    if kind == "bool":
+        return relax.op.not_equal(data, relax.const(0, dtype_of(data)))
+    if dtype_of(data) == "bool":
+        return relax.op.astype(data, kind)
     return node.emit_te(
         lambda tensor: te.compute(
             tensor.shape, lambda *at: tirx.reinterpret(kind, tensor[at]), name="bit_cast"

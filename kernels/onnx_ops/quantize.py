@@ -12,29 +12,29 @@ float64, so that it adds no rounding of its own before the last.
 
 from typing import Any
 
-import numpy as np
+import ml_dtypes
 from tvm import relax
 
 from leakyforge.kernels.onnx_ops.float8 import FORMATS, decode, encode
 from leakyforge.kernels.onnx_ops.node import STANDARD, Node, dtype_of, numpy_name, static_shape
+from leakyforge.runtime.tensors import CARRIERS
 
 _SUMS, _SCALES = "int32", "float64"
 
 
 def convert_quantize_linear(node: Node) -> relax.Expr:
-    """QuantizeLinear; ours with blocks, and to 8-bit floats."""
+    """QuantizeLinear; ours with blocks, and to all types but integers of 8 and 16 bits."""
     data, scale, zero = (node.input(place) for place in range(3))
     kind = node.attributes.get("output_dtype") or 0
     to = "uint8" if zero is None else dtype_of(zero)
     if kind:
         to = numpy_name(kind)
-    if not _is_blocked(node) and to not in FORMATS:
+    if not _is_blocked(node) and to not in FORMATS.keys() | CARRIERS.keys():
         return node.standard()
     quotient = relax.op.divide(data, _spread(node, scale))
     if to in FORMATS:
         # Their zero point is 0.
-        saturates = bool(node.attributes.get("saturate", 1))
-        return encode(node, relax.op.astype(quotient, "float32"), FORMATS[to], saturates)
+        return encode(node, relax.op.astype(quotient, "float32"), FORMATS[to])
     rounded = relax.op.astype(relax.op.round(quotient), _SUMS)
     if zero is not None:
         rounded = relax.op.add(rounded, relax.op.astype(_spread(node, zero), _SUMS))
@@ -139,5 +139,7 @@ def _requantised(sums: relax.Expr, scales: list[relax.Expr], zero: relax.Expr) -
 def _saturated(values: relax.Expr, dtype: str, to: str) -> relax.Expr:
     """Whole numbers of a dtype, those out of the range of `to` at its ends."""
     # Behind a convolution, TVM's choice of layouts loses the limits of `relax.clip`.
-    least, most = (relax.const(end, dtype) for end in (np.iinfo(to).min, np.iinfo(to).max))
-    return relax.op.astype(relax.op.minimum(relax.op.maximum(values, least), most), to)
+    ends = ml_dtypes.iinfo(to)
+    least, most = (relax.const(end, dtype) for end in (int(ends.min), int(ends.max)))
+    limited = relax.op.minimum(relax.op.maximum(values, least), most)
+    return relax.op.astype(limited, CARRIERS.get(to, to))

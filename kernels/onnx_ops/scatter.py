@@ -8,6 +8,7 @@ import itertools
 import math
 from typing import Any
 
+import tvm
 from tvm import relax, te, tirx
 
 from leakyforge.errors import ModelError
@@ -74,7 +75,7 @@ def convert_col2im(node: Node) -> relax.Expr:
 
     def gather(columns: te.Tensor) -> te.Tensor:
         def element(n: Any, c: Any, *at: Any) -> Any:
-            total = tirx.const(0, str(columns.dtype))
+            total = zero = tirx.const(0, str(columns.dtype))
             for index, offset in enumerate(offsets):
                 inside, number = tirx.const(True, "bool"), tirx.const(0, "int32")
                 for axis, place in enumerate(at):
@@ -84,7 +85,7 @@ def convert_col2im(node: Node) -> relax.Expr:
                     inside = tirx.all(inside, fits, step >= 0, step < counts[axis])
                     number = number * counts[axis] + step
                 value = columns[n, c * len(offsets) + index, number]
-                total = total + tirx.if_then_else(inside, value, tirx.const(0, value.ty.dtype))
+                total = total + tirx.if_then_else(inside, value, zero)
             return total
 
         shape = (batch, planes // len(offsets), *sizes)
@@ -102,6 +103,16 @@ def convert_space_to_depth(node: Node) -> relax.Expr:
     moved = relax.op.permute_dims(relax.op.reshape(data, split), order)
     shape = [batch, channels * size * size, height // size, width // size]
     return relax.op.reshape(moved, shape)
+
+
+def convert_reshape(node: Node) -> relax.Expr:
+    """Reshape; where `allowzero` takes a size of 0 as it is, there are no elements to keep."""
+    sizes = node.input(1)
+    if node.attributes.get("allowzero", 0) and isinstance(sizes, tvm.ir.GenericConst):
+        shape = [int(size) for size in sizes.value.numpy()]
+        if 0 in shape and isinstance(node.input(0).ty, relax.TensorType):
+            return relax.op.zeros(shape, dtype_of(node.input(0)))
+    return node.standard()
 
 
 def convert_split(node: Node) -> relax.Expr:

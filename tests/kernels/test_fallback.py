@@ -219,7 +219,8 @@ def test_a_voice_of_any_length(tmp_path):
     # As many as a Piper voice has, all of them compiled.
     assert kinds[CompiledStage].count("LeakyRelu") == 16
     assert {"Conv", "ConvTranspose", "MatMul", "Softmax"}.isdisjoint(kinds[OnnxStage])
-    assert {"RandomNormalLike", "NonZero", "ScatterND"} <= set(kinds[OnnxStage])
+    assert "RandomNormalLike" in kinds[OnnxStage]
+    assert {"NonZero", "ScatterND"} <= set(kinds[CompiledStage])
     session = Session(artifact)
     reference = onnxruntime.InferenceSession(str(path))
     lengths = set()

@@ -119,6 +119,26 @@ result = bool(verify(sys.argv[1]))
     assert blocked(run_python, script, artifact)["result"] is True
 
 
+@pytest.mark.parametrize(
+    "graph",
+    [
+        "f (float[2,3] x) => (int64[2,n] y) { y = NonZero (x) }",
+        "f (float[n,3] x) => (int64[2] y) { y = Shape (x) }",
+        "f (float[2,5] x) => (float[2,2] v, int64[2,2] i) <int64[1] k = {2}> "
+        "{ v, i = TopK (x, k) }",
+        "f (float[1,9,4] b, float[1,2,9] s) => (int64[n,3] y) <int64 k = {3}> "
+        "{ y = NonMaxSuppression (b, s, k) }",
+    ],
+    ids=["NonZero", "Shape", "TopK", "NonMaxSuppression"],
+)
+def test_what_the_compiler_has_in_python_or_in_another_library(run_python, build, graph):
+    script = """
+from leakyforge import verify
+result = bool(verify(sys.argv[1]))
+"""
+    assert blocked(run_python, script, build(graph))["result"] is True
+
+
 def test_check_says_what_is_missing(run_python, digits):
     script = """
 sys.modules["onnxruntime"] = None
