@@ -129,7 +129,7 @@ def read_plan(artifact: Artifact) -> LaunchPlan:
     try:
         plan = parse_plan(artifact.library)
         _check_buffers(plan, artifact)
-    except (KeyError, TypeError, ValueError, RecursionError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
         raise ArtifactFormatError(
             f"{artifact.path} holds no launch plan: {one_line(error)}; compile the model again"
         ) from error
