@@ -17,10 +17,10 @@ After, for a tile of rows and columns to each work-group and a part of it to eac
             barrier
         out[own rows, own columns] = epilogue(sums)                     bias, LeakyRelu, residual
 
-The loads of the next step are on their way during the multiply-adds, as in CUTLASS ("Efficient GEMM
-in CUDA", software pipelining). In sm_80's and sm_90's code the first instruction that waits for
-them is the store to shared memory behind the multiply-adds. A second pair of buffers in shared
-memory would save one of the two barriers, TVM's software pipeline keeps both. A product of one step
+The loads of the next step are on their way during the multiply-adds (CUTLASS, "Efficient GEMM in
+CUDA", software pipelining): in ptxas's code for sm_80 and sm_90, LDG stands in front of the FFMAs,
+and what waits for it is the next step's STS behind them. A second pair of buffers in shared memory
+could save one of the two barriers, but TVM's software pipeline keeps both. A product of one step
 holds nothing.
 
 FLOPs: 2 * rows * columns * depth, rows and columns rounded up to tiles. Bytes from global memory:
@@ -45,7 +45,7 @@ _WORD = 4
 # Sums of one work item: with operands and addresses, they fit the 128 registers that leave two
 # work-groups of 256 on a multiprocessor of 64 Ki registers.
 _MOST_SUMS = 64
-# Elements that it holds besides for the next step. With 12, ptxas spills out of the largest tiles.
+# Elements that it holds besides for the next step; with 12, ptxas spilled in a layer of pix2pix.
 _MOST_HELD = 10
 # More work items wait for each other at more barriers; several groups fill a multiprocessor.
 _MOST_THREADS = 256
