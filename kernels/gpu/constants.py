@@ -13,6 +13,7 @@ from tvm import tirx
 from tvm.s_tir.pipeline import default_s_tir_pipeline
 from tvm.tirx.compilation_pipeline import register_tir_pipeline
 
+from leakyforge.kernels.gpu.barriers import AdvanceBarriers
 from leakyforge.runtime.manifest import OPENCL, WEBGPU
 
 # Name of the pipeline for `tirx.build`.
@@ -70,12 +71,12 @@ def _least(constant: tirx.IntImm) -> Any:
 
 
 def _pipeline() -> tuple[object, Callable[[], object], Callable[[], object]]:
-    """TVM's pipeline, and ours behind it."""
+    """TVM's pipeline, and our passes behind it."""
     lower, finalize_host, finalize_device = default_s_tir_pipeline()
     return (
         lower,
         finalize_host,
-        lambda: tvm.transform.Sequential([finalize_device(), _KeepConstants()]),
+        lambda: tvm.transform.Sequential([finalize_device(), AdvanceBarriers(), _KeepConstants()]),
     )
 
 

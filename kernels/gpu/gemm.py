@@ -8,15 +8,20 @@ After, for a tile of rows and columns to each work-group and a part of it to eac
 
     for tile in blockIdx:
         sums[own rows, own columns] = 0                                 in registers
+        held = own elements of the first step's parts                   in registers
         for step of the depth:
-            left_shared, right_shared = the tile's parts of the step    read by all work items
+            left_shared, right_shared = held                            read by all work items
             barrier
+            held = own elements of the next step's parts
             for k in step:  sums += left_shared[k, own rows] * right_shared[k, own columns]
             barrier
         out[own rows, own columns] = epilogue(sums)                     bias, LeakyRelu, residual
 
-A second pair of buffers in shared memory was tried and refused: TVM's software pipeline keeps both
-barriers of a step, and so waits for the loads all the same.
+The loads of the next step are on their way during the multiply-adds (CUTLASS, "Efficient GEMM in
+CUDA", software pipelining): in ptxas's code for sm_80 and sm_90, LDG stands in front of the FFMAs,
+and what waits for it is the next step's STS behind them. A second pair of buffers in shared memory
+could save one of the two barriers, but TVM's software pipeline keeps both. A product of one step
+holds nothing.
 
 FLOPs: 2 * rows * columns * depth, rows and columns rounded up to tiles. Bytes from global memory:
 each operand once for every tile along the other's axis.
@@ -24,10 +29,10 @@ each operand once for every tile along the other's axis.
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from tvm import s_tir
+from tvm import ir, s_tir
 from tvm.s_tir.schedule import LoopRV, SBlockRV
 
 from leakyforge.kernels.gpu.elementwise import takes_vectors
@@ -40,6 +45,8 @@ _WORD = 4
 # Sums of one work item: with operands and addresses, they fit the 128 registers that leave two
 # work-groups of 256 on a multiprocessor of 64 Ki registers.
 _MOST_SUMS = 64
+# Elements that it holds besides for the next step; with 12, ptxas spilled in a layer of pix2pix.
+_MOST_HELD = 10
 # More work items wait for each other at more barriers; several groups fill a multiprocessor.
 _MOST_THREADS = 256
 # Work items that GPUs run in step: of a smaller group, some of them would idle.
@@ -81,6 +88,11 @@ class GemmConfig:
         """Rows and lanes of a work-group."""
         return self.row_threads * self.rows, self.lane_threads * self.lanes
 
+    @property
+    def held(self) -> int:
+        """Elements of a step that a work item loads."""
+        return sum(math.ceil(size * self.depth / self.threads) for size in self.tile)
+
     def shared_bytes(self, itemsize: int) -> int:
         """Shared memory of a work-group."""
         padded = sum(size + 2 * _BANK_OFFSET for size in self.tile)
@@ -106,6 +118,7 @@ def _candidates(depth: int, itemsize: int, limits: DeviceLimits) -> Iterator[Gem
             config.threads <= threads
             and config.shared_bytes(itemsize) <= limits.shared_bytes
             and rows * lanes * itemsize <= _MOST_SUMS * _WORD
+            and config.held * itemsize <= _MOST_HELD * _WORD
         ):
             yield config
 
@@ -153,8 +166,10 @@ def schedule_gemm(
     2. Tiles to work-groups and parts of them to work items. A work item's vectors of lanes are
        virtual threads: they lie so far apart that neighbours use vectors side by side.
     3. Sums in registers; the epilogue is computed where they are written.
-    4. Both operands' part of a step in shared memory, depth first, read by all work items.
+    4. Both operands' part of a step in shared memory, depth first, read by all work items; what
+       each stores there is in its registers before.
     5. Zero the sums before the depth.
+    6. Where there are several steps, load the next one between the stores and the multiply-adds.
     """
     block = product.block
     tile_rows, tile_lanes = config.tile
@@ -194,6 +209,17 @@ def schedule_gemm(
     schedule.unroll(own_row)
     # 5
     schedule.decompose_reduction(block, step)
+    # 6
+    if _has_several(schedule, step):
+        # For each operand its loads and its stores, then the multiply-adds. With the loads behind
+        # the stores, TVM needs one set of registers only.
+        schedule.annotate(step, "software_pipeline_stage", [0, 1, 0, 1, 1])
+        schedule.annotate(step, "software_pipeline_order", [2, 0, 3, 1, 4])
+
+
+def _has_several(schedule: s_tir.Schedule, loop: LoopRV) -> bool:
+    """Whether a loop has more than one iteration."""
+    return (loop_extent(schedule, loop) or 1) > 1
 
 
 def _schedule_output(
@@ -235,10 +261,37 @@ def _share(
     width = math.gcd(VECTOR, run.length, loop_extent(schedule, contiguous) or 1)
     vectors, lane = schedule.split(contiguous, [None, width])
     schedule.reorder(outer, vectors, lane)
-    _, row_thread, lane_thread = schedule.split(
+    own, row_thread, lane_thread = schedule.split(
         schedule.fuse(outer, vectors), [None, config.row_threads, config.lane_threads]
     )
     schedule.bind(row_thread, "threadIdx.y")
     schedule.bind(lane_thread, "threadIdx.x")
     if width > 1:
         schedule.vectorize(lane)
+    if _has_several(schedule, step):
+        _hold(schedule, shared, own, config)
+
+
+def _hold(schedule: s_tir.Schedule, shared: SBlockRV, own: LoopRV, config: GemmConfig) -> None:
+    """Load into registers what a block stores to shared memory.
+
+    1. A block of its own for the loads, made when the function is lowered.
+    2. Unroll the work item's elements: registers have no index. TVM splits no loop that is unrolled
+       before.
+    3. Take the tensors as lines: of several axes, TVM would not see that the elements of a vector
+       in the next step are neighbours.
+    """
+    # 1
+    schedule.annotate(shared, "tirx.manifest_shared_memory_local_stage", 1)
+    # 2
+    schedule.annotate(own, "pragma_auto_unroll_max_step", config.held)
+    # 3
+    for index, region in enumerate(schedule.get(shared).reads):
+        shape = [int(size) for size in region.source.shape]
+        schedule.transform_layout(shared, ("read", index), _line(shape))
+
+
+def _line(shape: Sequence[int]) -> Callable[..., ir.Expr]:
+    """The map from the axes of a tensor to the place in its memory."""
+    strides = [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
+    return lambda *index: sum(each * stride for each, stride in zip(index, strides, strict=True))

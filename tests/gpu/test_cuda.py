@@ -500,6 +500,22 @@ class TestArtifact:
         assert not any(spills.values()), spills
 
     @needs_nvcc
+    @pytest.mark.parametrize("architecture", ["sm_80", "sm_90"])
+    def test_largest_tiles_spill_nothing(self, architecture, tmp_path):
+        """64 sums, the operands that they wait for, and 8 elements held for the next step."""
+        proto = model(
+            "g (float[1,16,72,72] x, float[256,16,3,3] w) => (float[1,256,72,72] y)"
+            " { c = Conv <pads = [1,1,1,1]> (x, w) y = LeakyRelu <alpha = 0.1> (c) }"
+        )
+        path = compile(proto, f"cuda:{architecture}", output=tmp_path / "m.lfa")
+        (kernel,) = read_manifest(path).variants[0].kernels
+        use = kernel.resources
+        assert kernel.algorithm == "gemm"
+        assert (use.threads, use.spill_stores, use.spill_loads, use.stack) == (256, 0, 0, 0)
+        # Two work-groups fit a multiprocessor of 64 Ki registers.
+        assert use.resident == 2 * 256
+
+    @needs_nvcc
     def test_a_model_without_kernels(self, tmp_path):
         proto = model("g (float[3] x) => (float[3] y) { y = Identity(x) }")
         path = compile(proto, "cuda:sm_80", output=tmp_path / "m.lfa")

@@ -6,6 +6,7 @@ ONNX Runtime is the third witness: `compile` itself compares with it before it w
 """
 
 import itertools
+import re
 
 import numpy as np
 import pytest
@@ -174,6 +175,75 @@ class TestGemm:
         assert len(compiled.plan.launches) == 1
         assert compiled.uses_groups
         assert [kernel.algorithm for kernel in compiled.variant.kernels] == ["gemm"]
+
+    @pytest.mark.parametrize("target", TARGETS)
+    def test_next_step_is_loaded_during_the_sums(self, tmp_path, small_tiles, target):
+        # A depth of 36 and 20 pixels: weights are loaded in vectors, pixels one by one.
+        text = self.CONV.format(
+            n=1, k=4, h=4, w=5, c=10, r=3, s=3, oh=4, ow=5, sy=1, sx=1, dy=1, dx=1, pads="1,1,1,1"
+        )
+        source = Compiled(text, tmp_path, target).source
+        # The loop over steps, up to the one that adds up.
+        step = re.search(
+            r"\n *for \([^\n]* ax3_0 .*?(?=\n *for \([^\n]* ax3_1 )", source, re.DOTALL
+        )
+        events = []
+        for line in step[0].splitlines():
+            if WORDS[target][1] in line:
+                events.append("barrier")
+            elif re.match(r" *\w+_shared(_ptr)?\[|.*vstore.*_shared_ptr", line):
+                events.append("store")
+            elif re.search(r"\b(x|param_0)_ptr\b", line) or re.match(r" *\w+_shared_local", line):
+                events.append("load")
+        assert [event for event, _ in itertools.groupby(events)] == [
+            "barrier", "store", "barrier", "load"
+        ]  # fmt: skip
+        # Elsewhere than in registers an index could be computed.
+        held = re.findall(r"_shared_local(?:_ptr)?\[([^]]*)\]", source)
+        assert held
+        assert all(re.fullmatch(r"\d+i?", index) for index in held)
+        if target == "opencl":
+            assert "vload4(0, param_0_ptr" in step[0]
+
+    def test_one_step_holds_nothing(self, tmp_path, small_tiles):
+        compiled = Compiled(
+            "g (float[19,8] x, float[8,21] y) => (float[19,21] z) { z = MatMul (x, y) }", tmp_path
+        )
+        x, y = compiled.values.values()
+        compiled.check(x.astype(np.float64) @ y, 8)
+        assert compiled.uses_groups
+        assert "_shared_local" not in compiled.source
+
+    @pytest.mark.parametrize("depth", [9, 16])
+    def test_few_steps(self, tmp_path, small_tiles, depth):
+        compiled = Compiled(
+            f"g (float[19,{depth}] x, float[{depth},21] y) => (float[19,21] z)"
+            " { z = MatMul (x, y) }",
+            tmp_path,
+        )
+        x, y = compiled.values.values()
+        compiled.check(x.astype(np.float64) @ y, depth)
+        assert "_shared_local" in compiled.source
+
+    def test_work_items_that_load_nothing(self, tmp_path, monkeypatch):
+        # 16 vectors of the left tile for 64 work items.
+        tiles = GemmConfig(row_threads=8, lane_threads=8, rows=1, lanes=1, depth=8)
+        monkeypatch.setattr(gemm, "choose_config", lambda *_: tiles)
+        compiled = Compiled(
+            "g (float[11,20] x, float[20,13] y) => (float[11,13] z) { z = MatMul (x, y) }", tmp_path
+        )
+        x, y = compiled.values.values()
+        compiled.check(x.astype(np.float64) @ y, 20)
+        assert compiled.plan.launches[0].group == (8, 8, 1)
+        assert "vload4(0, x_ptr" in compiled.source
+
+    def test_one_tensor_is_both_operands(self, tmp_path, small_tiles):
+        compiled = Compiled(
+            "g (float[20,20] x) => (float[20,20] y) { y = MatMul (x, x) }", tmp_path
+        )
+        x = compiled.values["x"].astype(np.float64)
+        compiled.check(x @ x, 20)
+        assert compiled.rules == ["gemm"]
 
     def test_vectors_where_memory_is_contiguous(self, tmp_path, small_tiles):
         text = self.CONV.format(
@@ -410,6 +480,8 @@ class TestConfig:
         config = choose_config(*sizes, 1, 4, limits)
         assert config.threads <= limits.threads
         assert config.shared_bytes(4) <= limits.shared_bytes
+        # With what a work item holds for the next step, ptxas keeps the sums in registers.
+        assert config.held <= 10
 
     def test_large_products_have_large_tiles(self):
         large = choose_config(4096, 4096, 4096, 1, 4, DeviceLimits(256, 48 << 10))
