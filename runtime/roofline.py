@@ -45,18 +45,12 @@ class Gpu:
 
 
 GPUS = {
-    "a10": Gpu(
-        "A10", 31.2e12, 600e9, "sm_86", "NVIDIA A10 Tensor Core GPU data sheet, 2021"
-    ),
+    "a10": Gpu("A10", 31.2e12, 600e9, "sm_86", "NVIDIA A10 Tensor Core GPU data sheet, 2021"),
     "a100": Gpu(
         "A100 SXM 80GB", 19.5e12, 2039e9, "sm_80", "NVIDIA A100 Tensor Core GPU data sheet, 2021"
     ),
-    "h100": Gpu(
-        "H100 SXM", 67e12, 3350e9, "sm_90", "NVIDIA H100 Tensor Core GPU data sheet, 2024"
-    ),
-    "h200": Gpu(
-        "H200 SXM", 67e12, 4800e9, "sm_90", "NVIDIA H200 Tensor Core GPU data sheet, 2024"
-    ),
+    "h100": Gpu("H100 SXM", 67e12, 3350e9, "sm_90", "NVIDIA H100 Tensor Core GPU data sheet, 2024"),
+    "h200": Gpu("H200 SXM", 67e12, 4800e9, "sm_90", "NVIDIA H200 Tensor Core GPU data sheet, 2024"),
     "l4": Gpu("L4", 30.3e12, 300e9, "sm_89", "NVIDIA L4 Tensor Core GPU data sheet, 2023"),
     "l40s": Gpu("L40S", 91.6e12, 864e9, "sm_89", "NVIDIA L40S data sheet, 2023"),
 }

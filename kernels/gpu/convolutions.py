@@ -6,6 +6,7 @@ no constants and of other dtypes than float32 are left to TVM's definitions.
 
 import functools
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import tvm
@@ -85,9 +86,13 @@ def choose(
     refused = _refusal(shape, strict=strict, is_half=is_half)
     reasons = [] if refused is None else [refused]
     for tiling in [] if reasons else [Tiling(shape, batch, outputs) for outputs in _OUTPUTS]:
-        if target.machine != CUDA and max(tiling.bytes) > _MOST_BYTES:
-            size = max(tiling.bytes) >> 20
-            reasons.append(f"{_name(tiling)} takes a buffer of {size} MiB, more than all devices have")
+        weights, transformed, sums = tiling.bytes
+        # The last two lie in one buffer, the arena.
+        size = max(weights, transformed + sums)
+        if target.machine != CUDA and size > _MOST_BYTES:
+            reasons.append(
+                f"{_name(tiling)} takes a buffer of {size >> 20} MiB, more than some devices have"
+            )
         else:
             found.append((winograd_seconds(tiling, limits, gpu), tiling))
     found.sort(key=lambda each: each[0])
@@ -173,7 +178,9 @@ class _Lowering(PyExprMutator):  # type: ignore[misc]
 
     def _is_half(self, data: relax.Expr) -> bool:
         """Whether a value is a float16 one, cast (see `kernels.half`)."""
-        value = self.builder_.lookup_binding(data) if isinstance(data, relax.Var) else None
+        if not isinstance(data, relax.Var):
+            return False
+        value: Any = self.builder_.lookup_binding(data)
         return operator_name(value) == "relax.astype" and str(value.args[0].ty.dtype) == "float16"
 
 

@@ -3,10 +3,10 @@
     seconds = sum over kernels of max(operations / peak, bytes / bandwidth), and their starts
 
 Operations are those of `gemm` in whole tiles, with what it waits for; bytes are those of a kernel's
-tensors, each once. Peaks are those of the data sheets in `runtime.roofline`. A transform adds up
-less than three times for each byte that it moves, far below what a GPU does in that time: its bytes
-are what it costs. Where several GPUs may run the code, the one that computes the most in the time
-of a byte is taken, to which the transforms are dearest: Winograd is then taken where it pays on all.
+tensors, each once. Peaks are those of the data sheets in `runtime.roofline`. A transform does about
+two operations for each byte that it moves, less than any of these GPUs in that time: its bytes are
+what it costs. Where several GPUs may run the code, the one that computes the most in the time of a
+byte is taken, for which the transforms are dearest.
 """
 
 import math

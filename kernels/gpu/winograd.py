@@ -82,9 +82,7 @@ class Tiling:
         return places * inner * outer, places * inner * self.tiles, places * outer * self.tiles
 
 
-def transform_weights(
-    weight: npt.NDArray[np.generic], tiling: Tiling
-) -> npt.NDArray[np.float32]:
+def transform_weights(weight: npt.NDArray[np.generic], tiling: Tiling) -> npt.NDArray[np.float32]:
     """Weights [out][in][row][column] as U [place's row][its column][in][out]."""
     transformed = transform_kernels(weight.transpose(0, 2, 3, 1), tiling.outputs)
     return np.ascontiguousarray(transformed.transpose(0, 1, 3, 2), np.float32)

@@ -351,9 +351,7 @@ class TestWinograd:
             for each in plan.buffers
         ]
         pyopencl.enqueue_copy(queue, buffers[plan.inputs[0]], array)
-        kernel = pyopencl.Kernel(
-            pyopencl.Program(context, plan.programs[0]).build(), launch.kernel
-        )
+        kernel = pyopencl.Kernel(pyopencl.Program(context, plan.programs[0]).build(), launch.kernel)
         kernel.set_args(*(buffers[index] for index in launch.buffers))
         sizes = [count * size for count, size in zip(launch.grid, launch.group, strict=True)]
         pyopencl.enqueue_nd_range_kernel(queue, kernel, sizes, launch.group)
