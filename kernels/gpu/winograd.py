@@ -93,17 +93,31 @@ def transform_input(data: te.Tensor, tiling: Tiling) -> te.Tensor:
     shape, size, dtype = tiling.shape, tiling.size, data.dtype
     matrix = cook_toom(tiling.outputs, KERNEL).input
     top, left, _, _ = shape.padding
+    every = tiling.rows * tiling.columns
+    last = tiling.batch * every - 1
+
+    def place(a: ir.Expr, b: ir.Expr, t: ir.Expr) -> tuple[ir.Expr, ir.Expr]:
+        tile = t % every
+        row = tile // tiling.columns * tiling.outputs + a - top
+        return row, tile % tiling.columns * tiling.outputs + b - left
+
+    def nearest(k: ir.Expr, a: ir.Expr, b: ir.Expr, t: ir.Expr) -> ir.Expr:
+        tile = tirx.min(t, last)
+        row, column = place(a, b, tile)
+        row = tirx.max(tirx.min(row, shape.height - 1), 0)
+        column = tirx.max(tirx.min(column, shape.width - 1), 0)
+        return data[tile // every, k, row, column]
 
     def element(k: ir.Expr, a: ir.Expr, b: ir.Expr, t: ir.Expr) -> ir.Expr:
-        n, tile = t // (tiling.rows * tiling.columns), t % (tiling.rows * tiling.columns)
-        row = tile // tiling.columns * tiling.outputs + a - top
-        column = tile % tiling.columns * tiling.outputs + b - left
+        row, column = place(a, b, t)
         inside = tirx.all(
-            n < tiling.batch, row >= 0, row < shape.height, column >= 0, column < shape.width
+            t <= last, row >= 0, row < shape.height, column >= 0, column < shape.width
         )
-        return tirx.if_then_else(inside, data[n, k, row, column], tirx.const(0, dtype))
+        return tirx.Select(inside, pixels[k, a, b, t], tirx.const(0, dtype))
 
     sizes = (shape.in_channels, size, size, tiling.tiles)
+    # Read without a condition: behind a branch for each, nothing of their indices is shared.
+    pixels = te.compute(sizes, nearest, name="pixels")
     patch = te.compute(sizes, element, name="patch")
     rows = te.compute(
         sizes,
@@ -171,20 +185,21 @@ def _schedule_input(schedule: s_tir.Schedule, threads: int) -> None:
     """Transform one tile in each work item.
 
     1. Channels and tiles to work-groups and work items.
-    2. Both stages before it in registers, one column of the tile after the other.
+    2. The stages before it in registers, one column of the tile after the other.
     3. Unroll what a work item computes.
     """
-    block, rows, patch = (schedule.get_sblock(name) for name in (INPUT, "rows", "patch"))
+    block, rows, patch, pixels = map(schedule.get_sblock, (INPUT, "rows", "patch", "pixels"))
     # 1
     k, i, j, t = schedule.get_loops(block)
     schedule.reorder(k, t, i, j)
-    item = bind_rows(schedule, [k, t], threads, 1)
+    item = _bind_items(schedule, [k, t], threads)
     # 2
     column = _columns_outside(schedule, rows, item)
-    schedule.compute_at(patch, column, preserve_unit_loops=True)
-    schedule.set_scope(patch, 0, "local")
+    for stage in (patch, pixels):
+        schedule.compute_at(stage, column, preserve_unit_loops=True)
+        schedule.set_scope(stage, 0, "local")
     # 3
-    _unroll(schedule, patch, rows, block)
+    _unroll(schedule, pixels, patch, rows, block)
 
 
 def _schedule_output(schedule: s_tir.Schedule, threads: int) -> None:
@@ -207,7 +222,7 @@ def _schedule_output(schedule: s_tir.Schedule, threads: int) -> None:
     x_tile, x_inner = schedule.split(x, [None, m])
     schedule.reorder(c, n, y_tile, x_tile, y_inner, x_inner)
     # 2
-    item = bind_rows(schedule, [c, schedule.fuse(n, y_tile, x_tile)], threads, 1)
+    item = _bind_items(schedule, [c, n, y_tile, x_tile], threads)
     # 3
     schedule.compute_at(tiles, item, preserve_unit_loops=True)
     schedule.set_scope(tiles, 0, "local")
@@ -216,6 +231,18 @@ def _schedule_output(schedule: s_tir.Schedule, threads: int) -> None:
     if whole_rows and takes_vectors(schedule, last):
         schedule.vectorize(x_inner)
     _unroll(schedule, rows, tiles, last)
+
+
+def _bind_items(schedule: s_tir.Schedule, loops: list[LoopRV], threads: int) -> LoopRV:
+    """Give each work item one iteration; returns the loop over it.
+
+    In groups that divide them all, where there are such: else a guard stands before every
+    statement, and compilers compute indices anew behind many of them.
+    """
+    items = schedule.fuse(*loops)
+    count = loop_extent(schedule, items) or 1
+    dividing = (size for size in (threads, threads // 2, threads // 4) if count % size == 0)
+    return bind_rows(schedule, [items], next(dividing, threads), 1)
 
 
 def _columns_outside(schedule: s_tir.Schedule, rows: SBlockRV, item: LoopRV) -> LoopRV:
