@@ -8,7 +8,6 @@ import functools
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import tvm
 from tvm import ir, relax, te, tirx, topi
 from tvm.relax.expr_functor import PyExprMutator, mutator
@@ -28,6 +27,8 @@ from leakyforge.kernels.gpu.winograd import (
     transform_output,
     transform_weights,
 )
+from leakyforge.kernels.importer import LAYERS
+from leakyforge.kernels.legalize import layer_spans, packed_constant
 from leakyforge.runtime.manifest import CUDA
 
 # The sum of a direct convolution.
@@ -137,9 +138,11 @@ class _Lowering(PyExprMutator):  # type: ignore[misc]
     ) -> None:
         super().__init__(module)
         self._target, self._strict, self._unmeasured = target, strict, unmeasured
+        self._spans = iter(layer_spans(module))
 
     def visit_call_(self, op: relax.Call) -> relax.Expr:
         call = self.visit_expr_post_order(op)
+        span = next(self._spans, None) if operator_name(call) in LAYERS else None
         found = _shape(call)
         if found is None:
             return call
@@ -151,8 +154,9 @@ class _Lowering(PyExprMutator):  # type: ignore[misc]
         data, weight = call.args
         if tiling is None:
             definition = functools.partial(direct, shape=shape, note=choice.note())
-            return self._call("conv2d", definition, _FUSABLE, data, weight)
-        packed = relax.const(transform_weights(np.asarray(weight.value.numpy()), tiling))
+            named = ir.GenericConst(weight.value, weight.ty, span)
+            return self._call("conv2d", definition, _FUSABLE, data, named)
+        packed = packed_constant(transform_weights(weight.value.numpy(), tiling), span)
         product = functools.partial(multiply, tiling=tiling, note=choice.note())
         transformed = self._call(
             "winograd_input", functools.partial(transform_input, tiling=tiling), _OPAQUE, data

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 import tvm
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper, numpy_helper, parser
 
 from leakyforge.errors import DeviceError
 from leakyforge.kernels import compile
@@ -16,6 +16,7 @@ from leakyforge.kernels.gpu.convolutions import choose
 from leakyforge.kernels.gpu.estimates import direct_seconds, reference_gpu, winograd_seconds
 from leakyforge.kernels.gpu.limits import DeviceLimits, device_limits
 from leakyforge.kernels.gpu.winograd import Tiling, transform_weights
+from leakyforge.runtime import read_manifest
 from leakyforge.runtime.roofline import GPUS
 
 LARGE = Conv2dShape(
@@ -157,6 +158,22 @@ def test_weights_are_rounded_once(outputs):
 
 
 class TestCompile:
+    @pytest.mark.parametrize("precision", ["default", "strict"])
+    def test_layers_by_their_onnx_names(self, tmp_path, precision):
+        """Two of one array of weights, which the direct sum keeps once."""
+        weight = np.random.default_rng(0).standard_normal((32, 32, 3, 3)).astype(np.float32)
+        proto = parser.parse_model(
+            """<ir_version: 8, opset_import: ["": 17]>
+            g (float[1,32,40,40] x) => (float[1,32,36,36] second)
+            { first = Conv (x, w) l = LeakyRelu(first) second = Conv (l, w) }"""
+        )
+        proto.graph.initializer.append(numpy_helper.from_array(weight, "w"))
+        layers, path = [], tmp_path / "m.lfa"
+        compile(proto, "opencl", output=path, precision=precision, on_layer=layers.append)
+        assert [each.output for each in layers if each.choice] == ["first", "second"]
+        (variant,) = read_manifest(path).variants
+        assert len(variant.weights) == (1 if precision == "strict" else 2)
+
     def reports(self, tmp_path, kind=TensorProto.FLOAT, **options):
         """Of a layer that is estimated to take Winograd's algorithm."""
         weight = np.random.default_rng(0).standard_normal((32, 32, 3, 3))
