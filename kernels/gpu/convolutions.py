@@ -199,6 +199,7 @@ def _shape(call: relax.Call) -> tuple[Conv2dShape, int] | None:
         or int(attributes.groups) != 1
         or any(str(kind.dtype) != "float32" or kind.shape is None for kind in kinds)
         or not all(isinstance(size, tirx.IntImm) for kind in kinds for size in kind.shape)
+        or any(int(size) == 0 for kind in kinds for size in kind.shape)
     ):
         return None
     (batch, inner, height, width), (outer, _, *kernel), _ = (
@@ -219,7 +220,7 @@ def _shape(call: relax.Call) -> tuple[Conv2dShape, int] | None:
         padding=(top, left, bottom, right),
         itemsize=4,
     )
-    return (shape, batch) if 0 not in (batch, inner, outer, height, width) else None
+    return shape, batch
 
 
 def direct(
