@@ -27,6 +27,7 @@ from leakyforge.kernels.gpu import (
     build_cubin,
     build_plan,
     build_wgsl,
+    lower_convolutions,
     parse_gpu_target,
     schedule_gpu,
     split_phases,
@@ -288,7 +289,11 @@ def _build_gpu(
     """The variant of a device, its members, and the module before lowering, for its types."""
     with tvm_errors(module):
         options.on_stage("fuse")
-        fused = fuse(split_phases(module), target.tvm)
+        lowered = lower_convolutions(
+            split_phases(module), target, strict=options.strict,
+            unmeasured=options.unmeasured or "only estimates on GPUs",
+        )  # fmt: skip
+        fused = fuse(lowered, target.tvm)
         options.on_stage("schedule")
         scheduled, decisions = schedule_gpu(fused, target)
         report(fused, decisions, options)

@@ -1,6 +1,5 @@
 """The layers of a compiled model in the order in which they run, for `compile --explain`."""
 
-import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -19,14 +18,19 @@ from leakyforge.kernels import (
 )
 from leakyforge.kernels.choice import Choice, read_choice
 from leakyforge.kernels.expressions import operator_name
+from leakyforge.kernels.gpu import convolutions
+from leakyforge.kernels.gpu import winograd as gpu_winograd
 from leakyforge.kernels.pipeline import Decision
 from leakyforge.kernels.schedules import block_names
 
 _SUMS = tuple(
     module.BLOCK
-    for module in (conv2d, conv2d_dot, depthwise, grouped, strassen, winograd, winograd1d)
-)
-# Blocks of our definitions that end a sum; what follows was fused behind it.
+    for module in (
+        conv2d, conv2d_dot, depthwise, grouped, strassen, winograd, winograd1d, convolutions,
+        gpu_winograd,
+    )
+)  # fmt: skip
+# Blocks of our definitions that end a sum, if not itself; what follows was fused behind it.
 _ENDS = ("crop", "row", "product")
 # Rules for operators of any kind: those for convolutions have nothing to say about others.
 _GENERAL = ("elementwise", "reduction", "pool")
@@ -122,7 +126,7 @@ def _note(function: tirx.PrimFunc) -> tuple[Choice | None, tuple[str, ...]]:
     block = next((block for block in _SUMS if block in names), None)
     if block is None:
         return None, ()
-    end = max(index for index, name in enumerate(names) if name in _ENDS)
+    end = max(index for index, name in enumerate(names) if name in (*_ENDS, block))
     epilogue = tuple(_fused(schedule, name) for name in names[end + 1 :])
     return read_choice(schedule, block), epilogue
 
@@ -133,10 +137,10 @@ def _fused(schedule: s_tir.Schedule, block: str) -> str:
     if name != "add":
         return {"leaky_relu": "LeakyRelu"}.get(name, name)
     shapes = [read.source.shape for read in schedule.get(schedule.get_sblock(block)).reads]
-    per_channel = any(_product(shape[:-1]) == 1 and _product(shape) > 1 for shape in shapes)
+    per_channel = any(sum(size != 1 for size in map(_size, shape)) == 1 for shape in shapes)
     return "bias" if len(shapes) > 1 and per_channel else "add"
 
 
-def _product(sizes: Iterable[ir.Expr]) -> int:
-    """Product of sizes, symbolic ones taken as two."""
-    return math.prod(int(size) if isinstance(size, tirx.IntImm) else 2 for size in sizes)
+def _size(size: ir.Expr) -> int | None:
+    """A size, None where it is symbolic."""
+    return int(size) if isinstance(size, tirx.IntImm) else None

@@ -50,13 +50,15 @@ def _constant_value(value: relax.Expr) -> npt.NDArray[np.generic] | None:
     return np.asarray(value.value.numpy()) if isinstance(value, tvm.ir.GenericConst) else None
 
 
-def _packed_constant(array: npt.NDArray[np.generic], call: relax.Call) -> tvm.ir.GenericConst:
-    """A constant of the array's dtype, with the span of the call that it is packed for.
+def packed_constant(
+    array: npt.NDArray[np.generic], span: tvm.ir.Span | None
+) -> tvm.ir.GenericConst:
+    """A constant of the array's dtype, with the span of the layer that it is packed for.
 
     `relax.const` by itself makes float64 a float32.
     """
     plain = relax.const(array, str(array.dtype))
-    return tvm.ir.GenericConst(plain.value, plain.ty, call.span)
+    return tvm.ir.GenericConst(plain.value, plain.ty, span)
 
 
 def _call(
@@ -131,7 +133,7 @@ def legalize_conv2d(target: CpuTarget, choose_algorithm: Choose) -> Legalize:
         if is_1d:
             convolve, packed = _one_row(layer, data, constant, shape, choose_algorithm)
             definition = functools.partial(conv1d, shape=shape, convolve=convolve)
-            return _call(builder, "conv1d", definition, data, _packed_constant(packed, call))
+            return _call(builder, "conv1d", definition, data, packed_constant(packed, call.span))
         source = find_source(builder, data)
         return _convolution(builder, call, layer, source, constant, shape, choose_algorithm)
 
@@ -154,7 +156,7 @@ def _convolution(
         layer, Layer(shape, inputs, source.read, copies), math.gcd(*source.channels)
     )
     definition = algorithm.define(shape, choice.note(), copies=copies)
-    packed = _packed_constant(algorithm.pack(weight, shape), call)
+    packed = packed_constant(algorithm.pack(weight, shape), call.span)
 
     def reading(*tensors: te.Tensor) -> te.Tensor:
         *inputs, weights = tensors
@@ -229,7 +231,9 @@ def legalize_conv_transpose(
         if is_1d:
             convolve, packed = _one_row(layer, data, weight, inner, choose_algorithm)
             definition = functools.partial(conv1d, shape=inner, convolve=convolve, keep_rows=True)
-            convolution = _call(builder, "conv1d", definition, data, _packed_constant(packed, call))
+            convolution = _call(
+                builder, "conv1d", definition, data, packed_constant(packed, call.span)
+            )
         else:
             source = find_source(builder, data)
             convolution = _convolution(
@@ -266,7 +270,7 @@ def legalize_matmul(choose_algorithm: Choose) -> Legalize:
         name = words.product(shape, str(rows) if symbolic else str(int(rows)))
         algorithm, choice = choose_algorithm(name, line, inner)
         weight = constant.T[:, np.newaxis, np.newaxis, :]
-        packed = _packed_constant(algorithm.pack(weight, shape), call)
+        packed = packed_constant(algorithm.pack(weight, shape), call.span)
         convolve = algorithm.define(shape, choice.note(), copies=False)
         definition = functools.partial(matmul, shape=shape, convolve=convolve)
         return _call(builder, "matmul", definition, left, packed)
@@ -311,8 +315,14 @@ def _calls(module: tvm.IRModule, names: Iterable[str]) -> list[relax.Call]:
     return [value for value in values if operator_name(value) in names]
 
 
-def _spans(calls: list[relax.Call], names: Sequence[str]) -> list[tvm.ir.Span | None]:
-    """A span for each call with its name in the ONNX graph; none where the front end added some."""
+def layer_spans(module: tvm.IRModule) -> list[tvm.ir.Span | None]:
+    """A span for each layer with its name in the ONNX graph; none where the front end added some.
+
+    Args:
+        module: whose `main` has the names of its layers as an attribute.
+    """
+    calls = _calls(module, LAYERS)
+    names = [str(name) for name in (module["main"].attrs or {}).get(LAYER_NAMES, ())]
     if len(names) != len(calls):
         return [None] * len(calls)
     return [tvm.ir.Span(tvm.ir.SourceName(name), 0, 0, 0, 0) for name in names]
@@ -342,7 +352,7 @@ def lower_constant_weights(
         chooser: gives what chooses the algorithms, for the bytes that the model touches between two
             runs of one of its layers.
     """
-    names = [str(name) for name in (module["main"].attrs or {}).get(LAYER_NAMES, ())]
+    spans = iter(layer_spans(module))
     module["main"] = module["main"].without_attr(LAYER_NAMES)
     calls = _calls(module, LAYERS)
     # Their weights and results: what the model touches between two runs of one of them.
@@ -357,7 +367,7 @@ def lower_constant_weights(
         "relax.nn.conv2d": convolution,
         "relax.nn.conv2d_transpose": transposed,
     }
-    lowering = _Lowering(module, lower, iter(_spans(calls, names)))
+    lowering = _Lowering(module, lower, spans)
     for variable, function in module.functions_items():
         if isinstance(function, relax.Function):
             lowering.builder_.update_func(variable, lowering.visit_expr(function))

@@ -34,6 +34,7 @@ from leakyforge.kernels.conv2d import (
     bound_by_weights,
     estimated_cycles,
 )
+from leakyforge.kernels.cook_toom import combine
 from leakyforge.kernels.schedules import (
     PARALLEL_WORK,
     NoMatch,
@@ -45,7 +46,7 @@ from leakyforge.kernels.schedules import (
     vectorize_and_unroll,
 )
 from leakyforge.kernels.target import CpuTarget
-from leakyforge.kernels.winograd import combine, widest_lanes
+from leakyforge.kernels.winograd import widest_lanes
 
 BLOCK = "leakyforge_strassen"
 CONFIG = "leakyforge.strassen"

@@ -24,7 +24,7 @@ class HoistedModule:
 
 @mutator
 class _Hoister(PyExprMutator):  # type: ignore[misc]
-    """Replaces every constant by a parameter, one for each distinct constant object."""
+    """Replaces every constant by a parameter, one for each distinct array."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -33,7 +33,7 @@ class _Hoister(PyExprMutator):  # type: ignore[misc]
 
     def visit_generic_const_(self, op: tvm.ir.GenericConst) -> relax.Var:
         for constant, variable in zip(self.constants, self.variables, strict=True):
-            if constant.same_as(op):
+            if constant.value.same_as(op.value):
                 return variable
         variable = relax.Var(f"weight_{len(self.variables)}", op.ty)
         self.constants.append(op)

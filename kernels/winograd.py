@@ -9,10 +9,7 @@ m^2 r^2: for F(4, 3) a quarter. G g G' is computed at compile time, in float64.
 A convolution of stride 2 is one of stride 1 over the four phases of its input as channels, with a
 kernel of half the size: 4x4 becomes 2x2. Transposed convolutions come here as 2x2 ones too.
 
-The matrices come from the Cook-Toom construction over rational points. Points decide the error:
-0, 1, -1, 1/2, -2 lose a third of what the usual 0, 1, -1, 2, -2 lose (Barabasz et al., "Error
-Analysis and Improving the Accuracy of Winograd Convolution for Deep Neural Networks", ACM TOMS
-46(4), 2020), about as much as a sum of 64 times the length; the tolerance stays that of the sum.
+The matrices, and the error that comes with them, are those of `cook_toom`.
 F(6, 3) can be built but is never chosen: it was not faster than F(4, 3) on the layers of RRDBNet
 (256x256x64: 3.8 against 3.5 ms) and its error was four to six times as large.
 
@@ -26,11 +23,9 @@ the other, and the product reads the weights once. A tile's places lie one after
 M: with tiles inside of places the strides between places are powers of two, and evict one another.
 """
 
-import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from fractions import Fraction
 
 import numpy as np
 import numpy.typing as npt
@@ -48,6 +43,7 @@ from leakyforge.kernels.conv2d import (
     read_cycles,
     whole,
 )
+from leakyforge.kernels.cook_toom import combine, cook_toom, transform_kernels
 from leakyforge.kernels.lowering import prefetch_panels
 from leakyforge.kernels.schedules import (
     NoMatch,
@@ -64,15 +60,6 @@ from leakyforge.kernels.target import CpuTarget
 
 BLOCK = "leakyforge_winograd"
 CONFIG = "leakyforge.winograd"
-_POINTS = (
-    Fraction(0),
-    Fraction(1),
-    Fraction(-1),
-    Fraction(1, 2),
-    Fraction(-2),
-    Fraction(-1, 2),
-    Fraction(2),
-)
 # Bytes of transformed weights up to which reading them for every block was not slower than stages
 # one after the other, measured on Zen 5 and for AVX2 there.
 _CACHED_WEIGHTS = 2 << 20
@@ -85,8 +72,6 @@ _BLOCK_TILES, _FEW_TILES, _NEAR_WEIGHTS = 8, 4, 384 << 10
 _TRANSFORM_CYCLES = 1.33
 # m to choose from, by r.
 _OUTPUTS = {2: (2, 3, 4), 3: (2, 4)}
-
-Matrix = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -131,48 +116,6 @@ class WinogradConfig:
     def channels(self) -> int:
         """Output channels in a register tile."""
         return self.vectors * self.lanes
-
-
-@dataclass(frozen=True)
-class Transform:
-    """The three matrices of F(m, r), for one dimension."""
-
-    output: Matrix  # A', m x (m + r - 1)
-    kernel: Matrix  # G, (m + r - 1) x r
-    input: Matrix  # B', (m + r - 1) x (m + r - 1)
-
-
-@functools.cache
-def cook_toom(outputs: int, kernel: int) -> Transform:
-    """Matrices of F(outputs, kernel) over the first points and infinity.
-
-    Column j of A' and row j of G evaluate a polynomial at point j, G divided by the product of the
-    point's distances from the others; row j of B' holds the polynomial that vanishes at the others.
-    """
-    points = _POINTS[: outputs + kernel - 2]
-    one, zero = Fraction(1), Fraction(0)
-    evaluate = [[point**i for point in points] + [one if i == outputs - 1 else zero]
-                for i in range(outputs)]  # fmt: skip
-    scaled, vanishing = [], []
-    for point in points:
-        others = [other for other in points if other != point]
-        distance = math.prod((point - other for other in others), start=one)
-        scaled.append([point**i / distance for i in range(kernel)])
-        vanishing.append([*_polynomial(others), zero])
-    scaled.append([zero] * (kernel - 1) + [one])
-    vanishing.append(_polynomial(points))
-    matrices = (np.array(rows, dtype=np.float64) for rows in (evaluate, scaled, vanishing))
-    return Transform(*matrices)
-
-
-def _polynomial(roots: Sequence[Fraction]) -> list[Fraction]:
-    """Coefficients, lowest first, of the monic polynomial with these roots."""
-    result = [Fraction(1)]
-    for root in roots:
-        shifted = [Fraction(0), *result]
-        scaled = [root * value for value in (*result, Fraction(0))]
-        result = [high - low for high, low in zip(shifted, scaled, strict=True)]
-    return result
 
 
 def winograd_configs(
@@ -294,12 +237,11 @@ def transform_weights(
 
     For a stride of 2, `in` is of four phases, each of all input channels.
     """
-    matrix = cook_toom(config.outputs, config.kernel).kernel
     out_channels, r = weight.shape[0], config.kernel
     stride = weight.shape[1] // r
     phases = weight.astype(np.float64).reshape(out_channels, r, stride, r, stride, -1)
     weight = phases.transpose(0, 1, 3, 2, 4, 5).reshape(out_channels, r, r, -1).astype(weight.dtype)
-    transformed = np.einsum("xi,oijk,yj->xyok", matrix, weight.astype(np.float64), matrix)
+    transformed = transform_kernels(weight, config.outputs)
     places, out_channels, in_channels = config.size**2, weight.shape[0], weight.shape[3]
     tiles = math.ceil(out_channels / config.channels)
     padded = np.zeros((places, tiles * config.channels, in_channels), weight.dtype)
@@ -384,22 +326,6 @@ def winograd(
         lambda n, y, x, c: tiles[y % m, x % m, n, y // m, x // m, c],
         name="crop",
     )
-
-
-def combine(matrix: Matrix, row: ir.Expr, term: Callable[[int], ir.Expr], dtype: str) -> ir.Expr:
-    """The row's linear combination of terms, zeros left out; `row` is constant once unrolled."""
-    sums = []
-    for coefficients in matrix:
-        parts = [
-            term(index) if value == 1.0 else term(index) * tirx.const(float(value), dtype)
-            for index, value in enumerate(coefficients)
-            if value != 0.0
-        ]
-        sums.append(functools.reduce(lambda total, part: total + part, parts))
-    result = sums[-1]
-    for index in reversed(range(len(sums) - 1)):
-        result = tirx.Select(row == index, sums[index], result)
-    return result
 
 
 def schedule_winograd(schedule: s_tir.Schedule, config: WinogradConfig) -> None:

@@ -39,6 +39,7 @@ from leakyforge.kernels.conv2d import (
     pointwise_shape,
     whole,
 )
+from leakyforge.kernels.cook_toom import combine, cook_toom
 from leakyforge.kernels.schedules import (
     PARALLEL_WORK,
     NoMatch,
@@ -51,7 +52,7 @@ from leakyforge.kernels.schedules import (
     vectorize_last,
 )
 from leakyforge.kernels.target import CpuTarget
-from leakyforge.kernels.winograd import combine, cook_toom, widest_lanes
+from leakyforge.kernels.winograd import widest_lanes
 
 BLOCK = "leakyforge_winograd1d"
 CONFIG = "leakyforge.winograd1d"

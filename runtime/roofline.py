@@ -24,22 +24,35 @@ class Gpu:
         name: of the product.
         flops_per_second: peak in float32, without tensor cores.
         bytes_per_second: bandwidth of its memory.
+        architecture: nvcc's name.
         source: the data sheet.
     """
 
     name: str
     flops_per_second: float
     bytes_per_second: float
+    architecture: str
     source: str
+
+    @property
+    def balance(self) -> float:
+        """Operations in the time that a byte takes."""
+        return self.flops_per_second / self.bytes_per_second
+
+    def seconds(self, flops: float, size: float) -> float:
+        """Least time of so many operations and bytes."""
+        return max(flops / self.flops_per_second, size / self.bytes_per_second)
 
 
 GPUS = {
-    "a10": Gpu("A10", 31.2e12, 600e9, "NVIDIA A10 Tensor Core GPU data sheet, 2021"),
-    "a100": Gpu("A100 SXM 80GB", 19.5e12, 2039e9, "NVIDIA A100 Tensor Core GPU data sheet, 2021"),
-    "h100": Gpu("H100 SXM", 67e12, 3350e9, "NVIDIA H100 Tensor Core GPU data sheet, 2024"),
-    "h200": Gpu("H200 SXM", 67e12, 4800e9, "NVIDIA H200 Tensor Core GPU data sheet, 2024"),
-    "l4": Gpu("L4", 30.3e12, 300e9, "NVIDIA L4 Tensor Core GPU data sheet, 2023"),
-    "l40s": Gpu("L40S", 91.6e12, 864e9, "NVIDIA L40S data sheet, 2023"),
+    "a10": Gpu("A10", 31.2e12, 600e9, "sm_86", "NVIDIA A10 Tensor Core GPU data sheet, 2021"),
+    "a100": Gpu(
+        "A100 SXM 80GB", 19.5e12, 2039e9, "sm_80", "NVIDIA A100 Tensor Core GPU data sheet, 2021"
+    ),
+    "h100": Gpu("H100 SXM", 67e12, 3350e9, "sm_90", "NVIDIA H100 Tensor Core GPU data sheet, 2024"),
+    "h200": Gpu("H200 SXM", 67e12, 4800e9, "sm_90", "NVIDIA H200 Tensor Core GPU data sheet, 2024"),
+    "l4": Gpu("L4", 30.3e12, 300e9, "sm_89", "NVIDIA L4 Tensor Core GPU data sheet, 2023"),
+    "l40s": Gpu("L40S", 91.6e12, 864e9, "sm_89", "NVIDIA L40S data sheet, 2023"),
 }
 
 
@@ -124,7 +137,6 @@ def roofline(manifest: Manifest, gpu: str) -> RooflineReport:
 
 def _bound(kernel: Kernel, calls: int, gpu: Gpu) -> KernelBound:
     size = kernel.bytes_moved or 0
-    compute, memory = kernel.computed / gpu.flops_per_second, size / gpu.bytes_per_second
     return KernelBound(
         kernel=kernel.name,
         calls=calls,
@@ -133,6 +145,6 @@ def _bound(kernel: Kernel, calls: int, gpu: Gpu) -> KernelBound:
         bytes_moved=size,
         intensity=kernel.computed / size if size else 0.0,
         occupancy=None if kernel.resources is None else kernel.resources.occupancy,
-        bound="compute" if compute > memory else "memory",
-        least_us=max(compute, memory) * 1e6,
+        bound="compute" if kernel.computed > size * gpu.balance else "memory",
+        least_us=gpu.seconds(kernel.computed, size) * 1e6,
     )

@@ -1,6 +1,7 @@
 """GPU targets: schedules for devices, and launch plans for launchers that have no TVM."""
 
 from leakyforge.kernels.gpu.build import Origin, build_plan
+from leakyforge.kernels.gpu.convolutions import lower_convolutions
 from leakyforge.kernels.gpu.cubin import build_cubin
 from leakyforge.kernels.gpu.rules import schedule_gpu
 from leakyforge.kernels.gpu.target import GpuTarget, parse_gpu_target
@@ -13,6 +14,7 @@ __all__ = [
     "build_cubin",
     "build_plan",
     "build_wgsl",
+    "lower_convolutions",
     "parse_gpu_target",
     "schedule_gpu",
     "split_phases",

@@ -107,6 +107,15 @@ def choose_config(
     return min(candidates, key=lambda config: _cost(config, rows, lanes, batch))
 
 
+def estimated_products(
+    rows: int, lanes: int, depth: int, batch: int, itemsize: int, limits: DeviceLimits
+) -> float:
+    """Multiply-adds of whole tiles, with what they wait for in their place."""
+    config = choose_config(rows, lanes, depth, batch, itemsize, limits)
+    steps = math.ceil(depth / config.depth)
+    return steps * config.depth * _cost(config, rows, lanes, batch)
+
+
 def _candidates(depth: int, itemsize: int, limits: DeviceLimits) -> Iterator[GemmConfig]:
     """Tiles within the limits; of equal costs, the first one is taken."""
     threads = min(limits.threads, _MOST_THREADS)

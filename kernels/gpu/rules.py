@@ -14,6 +14,7 @@ from leakyforge.kernels.gpu.gemv import match_gemv
 from leakyforge.kernels.gpu.limits import DeviceLimits, device_limits
 from leakyforge.kernels.gpu.target import GpuTarget
 from leakyforge.kernels.gpu.windows import match_windows
+from leakyforge.kernels.gpu.winograd import match_winograd
 from leakyforge.kernels.pipeline import Decision, is_empty
 from leakyforge.kernels.schedules import NoMatch, first_match
 
@@ -21,6 +22,7 @@ Rule = Callable[[s_tir.Schedule, DeviceLimits], NoMatch | None]
 
 # Tried in this order; a rule that fits schedules the function and returns None.
 RULES: dict[str, Rule] = {
+    "winograd": match_winograd,
     "gemv": match_gemv,
     "gemm": match_gemm,
     "elementwise": match_elementwise,

@@ -16,7 +16,7 @@ import subprocess
 
 import numpy as np
 import pytest
-from onnx import parser
+from onnx import numpy_helper, parser
 
 from leakyforge.errors import (
     ArtifactFormatError,
@@ -28,7 +28,7 @@ from leakyforge.errors import (
     TargetError,
 )
 from leakyforge.kernels import compile
-from leakyforge.kernels.gpu import nvcc, parse_gpu_target
+from leakyforge.kernels.gpu import convolutions, nvcc, parse_gpu_target
 from leakyforge.kernels.gpu.occupancy import occupancy
 from leakyforge.models import build
 from leakyforge.runtime import Session, bench, check, read_artifact, read_manifest, verify
@@ -514,6 +514,26 @@ class TestArtifact:
         assert (use.threads, use.spill_stores, use.spill_loads, use.stack) == (256, 0, 0, 0)
         # Two work-groups fit a multiprocessor of 64 Ki registers.
         assert use.resident == 2 * 256
+
+    @pytest.mark.parametrize("outputs", [2, 4])
+    @pytest.mark.parametrize("architecture", ["sm_80", "sm_90"])
+    def test_winograd_spills_nothing(self, architecture, outputs, tmp_path, monkeypatch):
+        monkeypatch.setattr(convolutions, "_OUTPUTS", (outputs,))
+        weight = np.random.default_rng(0).standard_normal((256, 256, 3, 3)).astype(np.float32)
+        proto = model(
+            "g (float[1,256,55,56] x, float[256] b, float[1,256,55,56] r)"
+            " => (float[1,256,55,56] y)"
+            "{ c = Conv <pads = [1,1,1,1]> (x, w, b) l = LeakyRelu(c) y = Add(l, r) }"
+        )
+        proto.graph.initializer.append(numpy_helper.from_array(weight, "w"))
+        path = compile(proto, f"cuda:{architecture}", output=tmp_path / "m.lfa")
+        kernels = read_manifest(path).variants[0].kernels
+        assert [each.algorithm for each in kernels] == ["winograd", "gemm", "winograd"]
+        for kernel in kernels:
+            use = kernel.resources
+            assert (use.spill_stores, use.spill_loads, use.stack) == (0, 0, 0), kernel
+        # A tile is in registers: several groups of the transforms are on a multiprocessor.
+        assert min(kernels[index].resources.occupancy for index in (0, 2)) >= 0.5
 
     @needs_nvcc
     def test_a_model_without_kernels(self, tmp_path):

@@ -10,20 +10,25 @@ import re
 
 import numpy as np
 import pytest
+import tvm
 from onnx import numpy_helper, parser
-from tvm import relax, topi
+from tvm import relax, te, topi
 
 from leakyforge.errors import DeviceError, MissingDependencyError
+from leakyforge.exporter import export
 from leakyforge.kernels import compile
-from leakyforge.kernels.gpu import gemm, parse_gpu_target, schedule_gpu
+from leakyforge.kernels.conv2d import Conv2dShape
+from leakyforge.kernels.cook_toom import cook_toom
+from leakyforge.kernels.gpu import build_plan, convolutions, gemm, parse_gpu_target, schedule_gpu
 from leakyforge.kernels.gpu.gemm import GemmConfig, choose_config
 from leakyforge.kernels.gpu.limits import DeviceLimits
-from leakyforge.runtime import Session, read_artifact, webgpu
+from leakyforge.kernels.gpu.winograd import Tiling, transform_input, transform_output
+from leakyforge.runtime import Session, check, read_artifact, webgpu
 from leakyforge.runtime import opencl as launcher
 from leakyforge.runtime.plan import parse_plan
 from leakyforge.tolerance import tolerance
 
-pytest.importorskip("pyopencl", reason="pyopencl is not installed")
+pyopencl = pytest.importorskip("pyopencl", reason="pyopencl is not installed")
 try:
     launcher.find_devices()
 except DeviceError:
@@ -321,6 +326,126 @@ class TestGemm:
         # Of TVM's definition, which multiplies zeros too.
         every = 2 * desired.size * weight[:, 0].size
         assert sum(kernel.flops for kernel in compiled.variant.kernels) < 0.65 * every
+
+
+@pytest.fixture
+def winograd(monkeypatch):
+    """A call after which convolutions take F(m, 3), whatever they are estimated to take."""
+
+    def take(outputs):
+        monkeypatch.setattr(convolutions, "_OUTPUTS", (outputs,))
+        monkeypatch.setattr(convolutions, "direct_seconds", lambda *_: 1.0)
+
+    return take
+
+
+class TestWinograd:
+    @pytest.mark.parametrize(
+        ("sizes", "pads"),
+        [
+            # Batch 2, odd sizes, each side padded in its own way.
+            ((2, 5, 13, 10, 7), (1, 0, 1, 2)),
+            # Few channels, and rows of whole vectors for both m.
+            ((1, 2, 6, 12, 3), (1, 1, 1, 1)),
+            # Less than a tile of outputs.
+            ((3, 4, 5, 3, 2), (0, 0, 0, 0)),
+        ],
+    )
+    @pytest.mark.parametrize("outputs", [2, 4])
+    @pytest.mark.parametrize("target", TARGETS)
+    def test_convolution(self, tmp_path, winograd, target, outputs, sizes, pads):
+        winograd(outputs)
+        n, k, h, w, c = sizes
+        out = h + pads[0] + pads[2] - 2, w + pads[1] + pads[3] - 2
+        compiled = Compiled(
+            TestGemm.CONV.format(
+                n=n, k=k, h=h, w=w, c=c, r=3, s=3, oh=out[0], ow=out[1], sy=1, sx=1, dy=1, dx=1,
+                pads=",".join(map(str, pads)),
+            ),
+            tmp_path,
+            target,
+        )  # fmt: skip
+        values = compiled.values
+        biased = convolve(values["x"], values["wt"], pads=pads) + values["wb"].reshape(-1, 1, 1)
+        compiled.check(leaky(biased) + values["residual"], 9 * k + 3)
+        assert compiled.rules == ["winograd", "gemm", "winograd"]
+        _, product, _ = compiled.variant.kernels
+        assert product.flops == 2 * n * c * k * 9 * out[0] * out[1]
+        # All 3 kernels have neighbours along their last axis.
+        assert [launch.group[0] > 1 for launch in compiled.plan.launches] == [True] * 3
+        if target == "opencl":
+            last = compiled.plan.launches[-1].kernel
+            # Behind its declaration.
+            body = compiled.source.split(f"void {last}(")[2].split("__kernel")[0]
+            assert (f"vstore{outputs}" in body) == (out[1] % outputs == 0)
+
+    @pytest.mark.parametrize("outputs", [2, 4])
+    def test_transforms(self, winograd, outputs):
+        """Scheduled on the device, as they are defined on the CPU, and in numpy."""
+        shape = Conv2dShape(
+            height=7, width=9, in_channels=3, out_channels=3, kernel=(3, 3), strides=(1, 1),
+            dilation=(1, 1), padding=(1, 0, 0, 2), itemsize=4,
+        )  # fmt: skip
+        tiling, random = Tiling(shape, 2, outputs), np.random.default_rng(0)
+        m, size, matrices = outputs, tiling.size, cook_toom(outputs, 3)
+        tiles = 2 * tiling.rows * tiling.columns
+        x = random.standard_normal((2, 3, 7, 9)).astype(np.float32)
+        padded = np.zeros((2, 3, tiling.rows * m + 2, tiling.columns * m + 2))
+        padded[:, :, 1:8, :9] = x
+        windows = np.lib.stride_tricks.sliding_window_view(padded, (size, size), (2, 3))
+        transformed = matrices.input @ windows[:, :, ::m, ::m] @ matrices.input.T
+        desired = np.zeros((3, size, size, tiling.tiles))
+        desired[..., :tiles] = transformed.transpose(1, 4, 5, 0, 2, 3).reshape(3, size, size, -1)
+        self.equal(lambda data: transform_input(data, tiling), x, desired)
+        places = random.standard_normal((3, size, size, tiling.tiles)).astype(np.float32)
+        outer = np.einsum("ia,cabt,jb->ctij", matrices.output, places, matrices.output)
+        grid = outer[:, :tiles].reshape(3, 2, tiling.rows, tiling.columns, m, m)
+        image = grid.transpose(1, 0, 2, 4, 3, 5).reshape(2, 3, tiling.rows * m, tiling.columns * m)
+        desired = image[:, :, : shape.out_height, : shape.out_width]
+        self.equal(lambda data: transform_output(data, tiling), places, desired)
+
+    def equal(self, definition, array, desired):
+        data = relax.Var("x", relax.TensorType(array.shape, "float32"))
+        builder = relax.BlockBuilder()
+        with builder.function("main", [data]):
+            result = builder.call_te(definition, data, primfunc_name_hint="transform")
+            builder.emit_func_output(builder.emit(result))
+        target = parse_gpu_target("opencl")
+        scheduled, (decision,) = schedule_gpu(builder.get(), target)
+        assert decision.rule == "winograd"
+        plan, _, _ = build_plan(scheduled, target)
+        context = pyopencl.Context([launcher.choose_device()])
+        queue, (launch,) = pyopencl.CommandQueue(context), plan.launches
+        buffers = [
+            pyopencl.Buffer(context, pyopencl.mem_flags.READ_WRITE, each.size)
+            for each in plan.buffers
+        ]
+        pyopencl.enqueue_copy(queue, buffers[plan.inputs[0]], array)
+        kernel = pyopencl.Kernel(pyopencl.Program(context, plan.programs[0]).build(), launch.kernel)
+        kernel.set_args(*(buffers[index] for index in launch.buffers))
+        sizes = [count * size for count, size in zip(launch.grid, launch.group, strict=True)]
+        pyopencl.enqueue_nd_range_kernel(queue, kernel, sizes, launch.group)
+        ours = np.full(desired.shape, np.nan, np.float32)
+        pyopencl.enqueue_copy(queue, ours, buffers[plan.outputs[0]])
+        queue.finish()
+        source = te.placeholder(array.shape, "float32", name="x")
+        function = te.create_prim_func([source, definition(source)])
+        unscheduled = tvm.runtime.tensor(np.full_like(ours, np.nan))
+        tvm.compile(function, target="llvm")(tvm.runtime.tensor(array), unscheduled)
+        # Two sums of up to six terms, of weights up to 10 (the input's) or 8 (the output's).
+        bound = 12 * 100 * np.finfo(np.float32).eps * np.abs(array).max()
+        np.testing.assert_allclose(ours, desired, rtol=0, atol=bound)
+        np.testing.assert_allclose(ours, unscheduled.numpy(), rtol=0, atol=bound)
+
+    def test_a_whole_model(self, tmp_path, winograd):
+        """F(4, 3) in every layer keeps to a tenth of what a whole model is allowed."""
+        winograd(4)
+        path = export("small-cnn", tmp_path / "model.onnx", size=24, features=4)
+        artifact, rules = tmp_path / "m.lfa", []
+        compile(path, "opencl", output=artifact, on_decision=lambda each: rules.append(each.rule))
+        assert rules.count("winograd") > 4
+        for output in check(artifact, samples=2).outputs:
+            assert output.max_abs < 1e-5 * output.range
 
 
 class TestGemv:

@@ -21,7 +21,7 @@ from leakyforge.errors import (
 )
 from leakyforge.exporter import export
 from leakyforge.kernels import compile
-from leakyforge.kernels.gpu import build_plan, build_wgsl, parse_gpu_target
+from leakyforge.kernels.gpu import build_plan, build_wgsl, convolutions, parse_gpu_target
 from leakyforge.kernels.gpu.wgsl import MOST_BINDINGS
 from leakyforge.kernels.importer import import_onnx
 from leakyforge.kernels.pipeline import fuse
@@ -96,6 +96,23 @@ class TestKernels:
         assert max(np.prod(launch.group) for launch in plan.launches) > 1
         assert variant.parity.result == ("not run" if LACKS else "pass")
         assert variant.memory == plan.memory
+
+    @pytest.mark.parametrize("outputs", [2, 4])
+    def test_winograd_within_the_limits(self, outputs, tmp_path, monkeypatch):
+        monkeypatch.setattr(convolutions, "_OUTPUTS", (outputs,))
+        monkeypatch.setattr(convolutions, "direct_seconds", lambda *_: 1.0)
+        weight = np.random.default_rng(0).standard_normal((40, 24, 3, 3)).astype(np.float32)
+        proto = model(
+            "g (float[1,24,29,31] x, float[40] b, float[1,40,29,31] r) => (float[1,40,29,31] y)"
+            "{ c = Conv <pads = [1,1,1,1]> (x, w, b) l = LeakyRelu(c) y = Add(l, r) }"
+        )
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(weight, "w"))
+        path = compile(proto, "webgpu", output=tmp_path / "m.lfa")
+        plan, (variant,) = read_plan(read_artifact(path)), read_manifest(path).variants
+        within_limits(plan)
+        rules = [kernel.algorithm for kernel in variant.kernels]
+        assert rules == ["winograd", "gemm", "winograd"]
+        assert variant.parity.result == ("not run" if LACKS else "pass")
 
     def test_a_tensor_given_twice_is_one_binding(self, tmp_path):
         text = (

@@ -8,10 +8,10 @@ import pytest
 from leakyforge.kernels import parse_target
 from leakyforge.kernels.algorithms import algorithms
 from leakyforge.kernels.conv2d import Conv2dShape
+from leakyforge.kernels.cook_toom import cook_toom
 from leakyforge.kernels.schedules import NoMatch
 from leakyforge.kernels.winograd import (
     WinogradConfig,
-    cook_toom,
     transform_weights,
     winograd_configs,
 )

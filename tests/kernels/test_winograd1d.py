@@ -8,8 +8,8 @@ import pytest
 from leakyforge.kernels import parse_target
 from leakyforge.kernels.algorithms import Algorithm, algorithms
 from leakyforge.kernels.conv2d import Conv2dShape
+from leakyforge.kernels.cook_toom import cook_toom
 from leakyforge.kernels.schedules import NoMatch
-from leakyforge.kernels.winograd import cook_toom
 from leakyforge.kernels.winograd1d import (
     Winograd1dConfig,
     transform_weights1d,

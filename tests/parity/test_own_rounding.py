@@ -9,6 +9,7 @@ import pytest
 from leakyforge.cli import main
 from leakyforge.errors import ModelError
 from leakyforge.kernels import strassen, winograd, winograd1d
+from leakyforge.kernels.cook_toom import cook_toom
 from leakyforge.runtime import check, float64, read_manifest
 from leakyforge.runtime.own_rounding import FACTOR, compare_roundings
 from leakyforge.runtime.tensors import TensorSpec
@@ -66,7 +67,7 @@ def test_integers_are_left_out():
 
 def amplification(outputs, kernel):
     """Root mean square over the results of F(outputs, kernel) in one dimension."""
-    transform = winograd.cook_toom(outputs, kernel)
+    transform = cook_toom(outputs, kernel)
     norms = (transform.kernel**2).sum(axis=1) * (transform.input**2).sum(axis=1)
     return np.sqrt((transform.output**2 @ norms).mean() / kernel)
 
