@@ -515,6 +515,7 @@ class TestArtifact:
         # Two work-groups fit a multiprocessor of 64 Ki registers.
         assert use.resident == 2 * 256
 
+    @needs_nvcc
     @pytest.mark.parametrize("outputs", [2, 4])
     @pytest.mark.parametrize("architecture", ["sm_80", "sm_90"])
     def test_winograd_spills_nothing(self, architecture, outputs, tmp_path, monkeypatch):
