@@ -35,7 +35,8 @@ def read_onnx(path: Path) -> tuple[onnx.ModelProto, str]:
             raise ModelError(f"ONNX file {path} {kind}; give the path of an .onnx file")
         # Without a format onnx goes by the ending of the name.
         proto = onnx.load(path, format="protobuf", load_external_data=False)
-    except DecodeError as error:
+        _read_texts(proto)
+    except (DecodeError, UnicodeDecodeError) as error:
         raise ModelError(
             f"{path} is not an ONNX file or is truncated: {one_line(error)}; export the model again"
         ) from error
@@ -58,6 +59,22 @@ def read_onnx(path: Path) -> tuple[onnx.ModelProto, str]:
             "files that it names beside it, or export the model again"
         ) from error
     return proto, digest.hexdigest()
+
+
+def _read_texts(message: Any) -> None:
+    """Look at every text of a message: protobuf gives one that is not UTF-8 as bytes.
+
+    Raises:
+        UnicodeDecodeError: one is not UTF-8.
+    """
+    for field, value in message.ListFields():
+        if field.type == field.TYPE_MESSAGE:
+            for inner in value if field.is_repeated else (value,):
+                _read_texts(inner)
+        elif field.type == field.TYPE_STRING:
+            for text in value if field.is_repeated else (value,):
+                if isinstance(text, bytes):
+                    text.decode()
 
 
 def external_files(proto: onnx.ModelProto) -> list[str]:
