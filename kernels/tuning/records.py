@@ -105,6 +105,14 @@ class Winner:
     milliseconds: float
     at: str
 
+    @property
+    def words(self) -> str:
+        """What was found, and when."""
+        return (
+            f"tuned on {self.at[:10]}: {self.ratio:.2f} x ({self.low:.2f} to {self.high:.2f}) of "
+            "the time of the rules' choice"
+        )
+
 
 Record = Trial | Winner
 
