@@ -123,6 +123,6 @@ def fused_kernels(module: tvm.IRModule) -> list[FusedKernel]:
 
 def _touched(call: relax.Call) -> int:
     """Bytes of a call's result and of its weights."""
-    weights = [each for each in call.args[1] if isinstance(each, tvm.ir.GenericConst)]
+    weights = [each for each in call.args[1].fields if isinstance(each, tvm.ir.GenericConst)]
     results = call.ty.fields if isinstance(call.ty, relax.TupleType) else [call.ty]
     return sum(tensor_bytes(kind) for kind in (*results, *(each.ty for each in weights)))

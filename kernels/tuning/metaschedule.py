@@ -54,13 +54,13 @@ def workload_of(function: tirx.PrimFunc) -> str | None:
     MetaSchedule has no more than one schedule, or their inputs cannot be drawn. Small ones take
     microseconds.
     """
+    if not all(_is_static(each) for each in function.params):
+        return None
     schedule = s_tir.Schedule(tvm.IRModule({"main": function}))
     names = block_names(schedule)
-    blocks = [schedule.get_sblock(name) for name in names]
+    blocks = schedule.get_child_blocks(schedule.get_sblock("root")) if names else []
     if any(CHOICE in schedule.get(block).annotations for block in blocks):
         # Our own algorithms.
-        return None
-    if not all(_is_static(each) for each in function.params):
         return None
     written = [region.source for block in blocks for region in schedule.get(block).writes]
     results = [each for each in function.params if any(each.same_as(other) for other in written)]

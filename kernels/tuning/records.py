@@ -37,7 +37,8 @@ class Key:
     """What a record is valid for.
 
     Attributes:
-        workload: hash of the layer's sizes (`workload.workload_key`).
+        workload: hash of the layer's sizes (`workload.workload_key`), or of a fused kernel's
+            function (`metaschedule.workload_of`).
         target: processor and features, or the name of a whole class of processors.
         threads: that run the kernel.
         tvm: TVM's version.
