@@ -93,8 +93,7 @@ def test_kernels_that_it_is_not_for(text):
 
 
 def test_convolutions_of_ours_are_not_among_them(layers):
-    assert len({layer.workload for layer in layers}) == len(layers)
-    assert all("->" in layer.words and "conv" in layer.words for layer in layers[:3])
+    assert {type(layer).__name__ for layer in layers} == {"Convolution"}
 
 
 @pytest.mark.parametrize("text", [ATTENTION, HALF, LOGARITHMS], ids=["float32", "float16", "nan"])
