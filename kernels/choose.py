@@ -83,11 +83,8 @@ def _recorded(
 
 def _tuned(words: str, winner: Winner, algorithm: Algorithm, refused: tuple[str, ...]) -> Choice:
     """The note of a layer whose algorithm a search found."""
-    record = (
-        f"tuned on {winner.at[:10]}: {winner.ratio:.2f} x "
-        f"({winner.low:.2f} to {winner.high:.2f}) of the time of the rules' choice"
-    )
-    return Choice(words, str(algorithm), 0, (Trial(algorithm.name, 1.0),), "", refused, record)
+    trials = (Trial(algorithm.name, 1.0),)
+    return Choice(words, str(algorithm), 0, trials, "", refused, winner.words)
 
 
 def _not_measured(shape: Conv2dShape, hopeful: list[Algorithm], stopwatch: Stopwatch | str) -> str:

@@ -110,7 +110,10 @@ def lower(module: tvm.IRModule, target: CpuTarget, options: Options, prefix: str
         if prefix:
             fused = _rename_kernels(fused, prefix)
         options.on_stage("schedule")
-        scheduled, decisions = schedule(fused, target)
+        scheduled, decisions = schedule(
+            fused, target, lookup=lambda workload: options.find(workload, target)
+        )
+        used |= {each.workload: None for each in decisions if each.workload is not None}
         options.on_stage("lower")
         hoisted = lower_to_vm(scheduled, target)
         if prefix:

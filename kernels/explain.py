@@ -72,12 +72,12 @@ def report_layers(module: tvm.IRModule, decisions: Iterable[Decision]) -> list[L
     notes = {name: _note(module[name]) for name in by_function}
     return [
         _report(call, by_function[name], *notes[name])
-        for call in _kernel_calls(module)
+        for call in kernel_calls(module)
         if (name := str(call.args[0].name_hint)) in by_function
     ]
 
 
-def _kernel_calls(module: tvm.IRModule) -> list[relax.Call]:
+def kernel_calls(module: tvm.IRModule) -> list[relax.Call]:
     """Calls of TensorIR functions in `main` and its branches, in order."""
     calls = []
 
@@ -97,15 +97,17 @@ def _report(
     if choice is not None:
         layer, reasons = choice.layer, choice.reasons()
     else:
-        layer = _operator(call, decision.function)
+        layer = operator_words(call, decision.function)
         refused = decision.refused.items() if decision.rule is None else ()
-        reasons = "; ".join(f"{rule}: {why}" for rule, why in refused if rule in _GENERAL)
+        notes = [decision.note] if decision.note else []
+        notes += [f"{rule}: {why}" for rule, why in refused if rule in _GENERAL]
+        reasons = "; ".join(notes)
     return LayerReport(
         name, layer, decision.function, decision.rule, choice, epilogue, reasons, decision.target
     )
 
 
-def _operator(call: relax.Call, function: str) -> str:
+def operator_words(call: relax.Call, function: str) -> str:
     """Name of the operators, and sizes of the first input and of the output."""
     name = re.sub(r"\d+(?=_|$)", "", function).removeprefix("fused_")
     sizes = [_sizes(each.ty) for each in (*call.args[1].fields[:1], call)]

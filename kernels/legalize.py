@@ -328,7 +328,7 @@ def layer_spans(module: tvm.IRModule) -> list[tvm.ir.Span | None]:
     return [tvm.ir.Span(tvm.ir.SourceName(name), 0, 0, 0, 0) for name in names]
 
 
-def _bytes(kind: relax.TensorType) -> int:
+def tensor_bytes(kind: relax.TensorType) -> int:
     """Bytes of a tensor, symbolic sizes taken as one."""
     sizes = (int(size) if isinstance(size, tirx.IntImm) else 1 for size in kind.shape or ())
     return math.prod(sizes) * int(tvm_ffi.dtype(str(kind.dtype)).bits) // 8
@@ -356,7 +356,7 @@ def lower_constant_weights(
     module["main"] = module["main"].without_attr(LAYER_NAMES)
     calls = _calls(module, LAYERS)
     # Their weights and results: what the model touches between two runs of one of them.
-    touched = sum(_bytes(kind) for call in calls for kind in (call.ty, call.args[1].ty))
+    touched = sum(tensor_bytes(kind) for call in calls for kind in (call.ty, call.args[1].ty))
     choose_algorithm = chooser(touched)
     convolution = legalize_conv2d(target, choose_algorithm)
     transposed = legalize_conv_transpose(target, choose_algorithm, strict=strict)

@@ -42,6 +42,8 @@ _AGREE = 0.75
 MOST_BETWEEN = 64 << 20
 
 Run = Callable[[], None]
+# Sizes and dtype of a tensor.
+Spec = tuple[tuple[int, ...], str]
 _Key = tuple[object, ...]
 
 _measured: dict[_Key, list[float] | None] = {}
@@ -62,6 +64,16 @@ class Layer:
     inputs: tuple[tuple[int, ...], ...]
     read: Read
     copies: bool
+
+    @property
+    def dtype(self) -> str:
+        """Of its inputs, its weights and its output."""
+        return f"float{8 * self.shape.itemsize}"
+
+    @property
+    def specs(self) -> list[Spec]:
+        """Of its inputs."""
+        return [(shape, self.dtype) for shape in self.inputs]
 
 
 @dataclass(frozen=True)
@@ -95,7 +107,7 @@ def _time(
 ) -> list[float] | None:
     """The least seconds of each algorithm."""
     set_threads(target.num_cores)
-    inputs, writes = written_inputs(layer, target)
+    inputs, writes = written_inputs(layer.specs, target)
     before = [*other_layers(between, target), *writes]
     runs: dict[int, Run] = {}
     for index, each in enumerate(candidates):
@@ -157,9 +169,8 @@ def _paired(turns: Mapping[int, Sequence[float]], count: int) -> list[float] | N
 
 def define_kernel(layer: Layer, algorithm: Algorithm) -> tirx.PrimFunc:
     """One layer alone, before it is scheduled: a function of inputs, packed weights, an output."""
-    dtype = f"float{8 * layer.shape.itemsize}"
-    data = [te.placeholder(shape, dtype) for shape in layer.inputs]
-    packed = te.placeholder(algorithm.packed_shape(layer.shape), dtype)
+    data = [te.placeholder(shape, layer.dtype) for shape in layer.inputs]
+    packed = te.placeholder(algorithm.packed_shape(layer.shape), layer.dtype)
     define = algorithm.define(layer.shape, {}, copies=layer.copies)
     output = define(layer.read(*data), packed)
     if layer.shape.pooled:
@@ -196,10 +207,9 @@ def _build(
     return lambda: kernel(*inputs, weights, result)
 
 
-def written_inputs(layer: Layer, target: CpuTarget) -> tuple[list[Any], list[Run]]:
+def written_inputs(specs: Sequence[Spec], target: CpuTarget) -> tuple[list[Any], list[Run]]:
     """Inputs of a layer, and what writes them, as the layer before it does."""
-    dtype = f"float{8 * layer.shape.itemsize}"
-    inputs = [random_tensor(shape, dtype) for shape in layer.inputs]
+    inputs = [random_tensor(*spec) for spec in specs]
     return inputs, [_copy_onto(tensor, target) for tensor in inputs]
 
 
@@ -223,5 +233,7 @@ def _copy_onto(tensor: tvm.runtime.Tensor, target: CpuTarget) -> Run:
 
 def random_tensor(shape: Sequence[int], dtype: str) -> tvm.runtime.Tensor:
     """Numbers in [-0.5, 0.5): no zeros or denormals in quantity, which could take other time."""
-    values = np.random.default_rng(0).random(shape, np.dtype(dtype).type)
-    return tvm.runtime.tensor(values - np.dtype(dtype).type(0.5))
+    # numpy draws no float16.
+    drawn = np.float64 if dtype == "float64" else np.float32
+    values = np.random.default_rng(0).random(shape, drawn) - drawn(0.5)
+    return tvm.runtime.tensor(np.asarray(values, dtype))

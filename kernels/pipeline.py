@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import tvm
 import tvm_ffi
@@ -30,6 +30,7 @@ from leakyforge.kernels.reduction import match_reduction
 from leakyforge.kernels.schedules import NoMatch, first_match, match_elementwise, match_pool
 from leakyforge.kernels.strassen import match_strassen
 from leakyforge.kernels.target import CpuTarget
+from leakyforge.kernels.tuning import metaschedule
 from leakyforge.kernels.weights import HoistedModule, hoist_weights
 from leakyforge.kernels.winograd import match_winograd
 from leakyforge.kernels.winograd1d import match_winograd1d
@@ -79,12 +80,16 @@ class Decision:
         rule: name of the rule, None where the loops were left as they were.
         refused: reason of each rule that did not apply.
         target: LLVM's name of the processor that it was scheduled for.
+        note: what a tuning record says of it, or why the record was not taken; empty without one.
+        workload: of the tuning record that was taken, None where none was.
     """
 
     function: str
     rule: str | None
     refused: dict[str, str]
     target: str
+    note: str = ""
+    workload: str | None = None
 
 
 def choose_layout(module: tvm.IRModule) -> tvm.IRModule:
@@ -182,21 +187,23 @@ def fuse(module: tvm.IRModule, target: tvm.target.Target) -> tvm.IRModule:
         )(module)
 
 
-def schedule(module: tvm.IRModule, target: CpuTarget) -> tuple[tvm.IRModule, list[Decision]]:
-    """Schedule every function by the first rule that fits."""
+def schedule(
+    module: tvm.IRModule, target: CpuTarget, *, lookup: Lookup = lambda _workload: None
+) -> tuple[tvm.IRModule, list[Decision]]:
+    """Schedule every function by its tuning record, else by the first rule that fits."""
     decisions = []
     scheduled = dict(module.functions)
     for variable, function in module.functions.items():
         if isinstance(function, tirx.PrimFunc):
             scheduled[variable], decision = _schedule_function(
-                str(variable.name_hint), function, target
+                str(variable.name_hint), function, target, lookup
             )
             decisions.append(decision)
-            scheduled[variable] = _of_any_address(scheduled[variable])
+            scheduled[variable] = of_any_address(scheduled[variable])
     return tvm.IRModule(scheduled, attrs=module.attrs), decisions
 
 
-def _of_any_address(function: tirx.PrimFunc) -> tirx.PrimFunc:
+def of_any_address(function: tirx.PrimFunc) -> tirx.PrimFunc:
     """The function for tensors that are aligned to their elements only, as numpy's arrays are.
 
     Loads that do not ask for more are as fast on aligned tensors, and inputs need not be copied.
@@ -220,16 +227,28 @@ def _of_any_address(function: tirx.PrimFunc) -> tirx.PrimFunc:
 
 
 def _schedule_function(
-    name: str, function: tirx.PrimFunc, target: CpuTarget
+    name: str, function: tirx.PrimFunc, target: CpuTarget, lookup: Lookup
 ) -> tuple[tirx.PrimFunc, Decision]:
-    """Try the rules on one function."""
+    """Take the tuning record of one function, or try the rules on it."""
     if is_empty(function):
         # Index arithmetic of fused loops would divide by a size of 0.
         empty = dict.fromkeys(RULES, "a tensor is empty")
         return function, Decision(name, None, empty, target.name)
     refused: dict[str, str] = {}
     rule, scheduled = first_match(function, RULES, target, refused) or (None, function)
-    return scheduled, Decision(name, rule, refused, target.name)
+    decision = Decision(name, rule, refused, target.name)
+    workload = metaschedule.workload_of(function)
+    winner = None if workload is None else lookup(workload)
+    if winner is None:
+        return scheduled, decision
+    if winner.config == metaschedule.RULES:
+        return scheduled, replace(decision, note=winner.words, workload=workload)
+    try:
+        recorded = metaschedule.Sketches(function, target).schedule(winner.config)
+    except ValueError as error:
+        # Records may come from anywhere.
+        return scheduled, replace(decision, note=f"its tuning record is not taken: {error}")
+    return recorded, Decision(name, metaschedule.RULE, {}, target.name, winner.words, workload)
 
 
 def is_empty(function: tirx.PrimFunc) -> bool:

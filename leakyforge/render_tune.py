@@ -64,10 +64,13 @@ def print_search(search: "Search") -> None:
         console.print("no winner yet: the search was ended before its last comparison")
         return
     console.print(f"winner: {_sizes(winner.config)}")
+    speed = ""
+    if search.gflops:
+        speed = f"; {search.gflops:.1f} GFLOP/s computed"
+        speed += "" if search.share is None else f", {search.share:.2f} of this machine's peak"
     console.print(
         f"{winner.milliseconds:.3f} ms, {winner.ratio:.3f} ({winner.low:.3f} to {winner.high:.3f}) "
-        f"of the time of the rules' choice; {search.gflops:.1f} GFLOP/s computed"
-        + ("" if search.share is None else f", {search.share:.2f} of this machine's peak")
+        f"of the time of the rules' choice{speed}"
     )
 
 

@@ -58,6 +58,7 @@ def explain(
     Raises:
         TuningError: no layer or several hold them, or it has no trials.
         ModelError: the model cannot be read, checked or imported (see its subclasses).
+        CompileError: TVM fails on the graph.
         TargetError: the target is unknown.
     """
     cpu = parse_target(target)

@@ -17,7 +17,7 @@ import numpy.typing as npt
 import tvm
 
 from leakyforge.kernels.link import export_library
-from leakyforge.kernels.measure import Layer, Run, other_layers, turn, written_inputs
+from leakyforge.kernels.measure import Run, Spec, other_layers, random_tensor, turn, written_inputs
 from leakyforge.kernels.target import CpuTarget
 from leakyforge.runtime.reference import one_line
 from leakyforge.runtime.tvm_runtime import set_threads
@@ -83,15 +83,15 @@ class Place(Protocol):
 
     inputs: list[Array]
 
-    def load(self, module: tvm.runtime.Module, weights: Array, shape: Sequence[int]) -> Kernel:
-        """A kernel of that layer, its packed weights, and the sizes of its output."""
+    def load(self, module: tvm.runtime.Module, weights: Sequence[Array], output: Spec) -> Kernel:
+        """A kernel of that layer, its packed weights, and its output's sizes and dtype."""
 
 
 class Machine(Protocol):
     """Where candidates run."""
 
-    def place(self, layer: Layer, between: int) -> Place:
-        """A layer, of a model that touches so many bytes between two runs of it."""
+    def place(self, inputs: Sequence[Spec], between: int) -> Place:
+        """A layer of these inputs, of a model that touches so many bytes between two runs of it."""
 
 
 class Local:
@@ -106,11 +106,11 @@ class Local:
         self._others: dict[int, list[Run]] = {}
         set_threads(target.num_cores)
 
-    def place(self, layer: Layer, between: int) -> Place:
+    def place(self, inputs: Sequence[Spec], between: int) -> Place:
         """A layer in this process."""
         if between not in self._others:
             self._others[between] = other_layers(between, self._target)
-        tensors, writes = written_inputs(layer, self._target)
+        tensors, writes = written_inputs(inputs, self._target)
         return _LocalPlace(tensors, [*self._others[between], *writes])
 
 
@@ -121,10 +121,13 @@ class _LocalPlace:
         self._tensors, self._before = tensors, before
         self.inputs = [tensor.numpy() for tensor in tensors]
 
-    def load(self, module: tvm.runtime.Module, weights: Array, shape: Sequence[int]) -> Kernel:
-        packed, result = tvm.runtime.tensor(weights), tvm.runtime.empty(shape, str(weights.dtype))
-        tensors, kernel = self._tensors, module["main"]
-        return _LocalKernel(lambda: kernel(*tensors, packed, result), self._before, result)
+    def load(self, module: tvm.runtime.Module, weights: Sequence[Array], output: Spec) -> Kernel:
+        tensors, result = (
+            [*self._tensors, *map(tvm.runtime.tensor, weights)],
+            tvm.runtime.empty(*output),
+        )
+        kernel = module["main"]
+        return _LocalKernel(lambda: kernel(*tensors, result), self._before, result)
 
 
 @dataclass
@@ -171,9 +174,9 @@ class Remote:
         except (RuntimeError, OSError, ValueError) as error:
             raise NoServerError(one_line(error)) from error
 
-    def place(self, layer: Layer, between: int) -> Place:
+    def place(self, inputs: Sequence[Spec], between: int) -> Place:
         """A layer on the server."""
-        arrays = [tensor.numpy() for tensor in written_inputs(layer, self._target)[0]]
+        arrays = [random_tensor(*spec).numpy() for spec in inputs]
         return _RemotePlace(self._server, self._triple, arrays, between)
 
 
@@ -185,23 +188,23 @@ class _RemotePlace:
         self.inputs = arrays
         self._tensors = _sent(lambda: [tvm.runtime.tensor(each, server.cpu()) for each in arrays])
 
-    def load(self, module: tvm.runtime.Module, weights: Array, shape: Sequence[int]) -> Kernel:
+    def load(self, module: tvm.runtime.Module, weights: Sequence[Array], output: Spec) -> Kernel:
         with tempfile.TemporaryDirectory(prefix="leakyforge-") as folder:
             # Writing over a library that the server has loaded would end it.
             path = Path(folder) / f"candidate-{uuid.uuid4().hex}.so"
             export_library(module, path, self._triple)
-            return _sent(lambda: self._send(path, weights, shape))
+            return _sent(lambda: self._send(path, weights, output))
 
-    def _send(self, path: Path, weights: Array, shape: Sequence[int]) -> Kernel:
+    def _send(self, path: Path, weights: Sequence[Array], output: Spec) -> Kernel:
         device = self._server.cpu()
         self._server.upload(str(path))
         loaded = self._server.load_module(path.name)
-        packed = tvm.runtime.tensor(weights, device)
-        result = tvm.runtime.empty(shape, str(weights.dtype), device)
+        packed = [tvm.runtime.tensor(each, device) for each in weights]
+        result = tvm.runtime.empty(*output, device)
         timer = loaded.time_evaluator(
             "main", device, number=1, repeat=_REPEATS, cache_flush_bytes=self._between
         )
-        return _RemoteKernel(loaded["main"], timer, [*self._tensors, packed, result])
+        return _RemoteKernel(loaded["main"], timer, [*self._tensors, *packed, result])
 
 
 @dataclass

@@ -37,7 +37,8 @@ class Key:
     """What a record is valid for.
 
     Attributes:
-        workload: hash of the layer's sizes (`workload.workload_key`).
+        workload: hash of the layer's sizes (`workload.workload_key`), or of a fused kernel's
+            function (`metaschedule.workload_of`).
         target: processor and features, or the name of a whole class of processors.
         threads: that run the kernel.
         tvm: TVM's version.
@@ -104,6 +105,14 @@ class Winner:
     high: float
     milliseconds: float
     at: str
+
+    @property
+    def words(self) -> str:
+        """What was found, and when."""
+        return (
+            f"tuned on {self.at[:10]}: {self.ratio:.2f} x ({self.low:.2f} to {self.high:.2f}) of "
+            "the time of the rules' choice"
+        )
 
 
 Record = Trial | Winner

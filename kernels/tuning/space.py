@@ -13,8 +13,10 @@ A size that would be cut at the layer's edge is left out where its schedule is t
 """
 
 import itertools
+import json
 import math
-from collections.abc import Iterator
+import random
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from leakyforge.kernels.algorithms import Algorithm, algorithms
@@ -35,6 +37,49 @@ from leakyforge.kernels.winograd1d import Winograd1dConfig, winograd1d_configs, 
 
 # Tiles in a block.
 _BLOCK_TILES = (0, 2, 4, 8, 16, 32)
+# The best so far, whose neighbours are tried.
+_BEST = 3
+
+
+class SizesSpace:
+    """Half of its candidates in the order of the cost model, half neighbours of the best so far.
+
+    Args:
+        configs: the candidates, in JSON, the least estimate first.
+        source: of random numbers.
+    """
+
+    def __init__(self, configs: Sequence[str], source: random.Random) -> None:
+        self._left, self._random = list(configs), source
+
+    def next(self, ratios: Mapping[str, float]) -> str | None:
+        """See `Space`."""
+        self._left = [each for each in self._left if each not in ratios]
+        if not self._left:
+            return None
+        config = self._candidate(ratios)
+        self._left.remove(config)
+        return config
+
+    def _candidate(self, ratios: Mapping[str, float]) -> str:
+        """The next of the cost model's order, or a neighbour of one of the best."""
+        if self._random.random() < 0.5:
+            best = sorted(ratios, key=lambda each: ratios[each])[:_BEST]
+            near = [
+                each for each in self._left if any(_are_neighbours(each, other) for other in best)
+            ]
+            if near:
+                return self._random.choice(near)
+        return self._left[0]
+
+
+def _are_neighbours(one: str, other: str) -> bool:
+    """Whether sizes of the same kernel differ in one place, of those that are free."""
+    left, right = json.loads(one), json.loads(other)
+    if left["type"] != right["type"]:
+        return False
+    # The registers follow from the vectors.
+    return [left[name] != right[name] for name in left if name != "registers"].count(True) == 1
 
 
 def candidates(

@@ -1,19 +1,17 @@
 """The search: which layer is measured next, which candidate, and which one wins.
 
 A layer gets its turn by what it may still save: its share of the model's time, divided by the
-trials that brought nothing since the last better one. Half of its candidates come in the order of
-the cost model, half are neighbours of the best ones so far: sizes that differ in one place. Each is
-timed in turns with the rules' choice. At the end the best of each layer meet the rules' choice
-again, for more turns: a winner's mean ratio is below 1 with the confidence `intervals.CONFIDENCE`,
-or the rules' choice stays.
+trials that brought nothing since the last better one. Which candidate is next, its space says: half
+come in the order of the cost model, or at random, half are the best ones so far with a change in
+one place. Each is timed in turns with the rules' choice. At the end the best of each layer meet the
+rules' choice again, for more turns: a winner's mean ratio is below 1 with the confidence
+`intervals.CONFIDENCE`, or the rules' choice stays.
 """
 
 import dataclasses
 import datetime
 import itertools
-import json
 import math
-import random
 import statistics
 import tempfile
 import time
@@ -24,11 +22,8 @@ from typing import Any
 
 from leakyforge.errors import TargetError, TuningError
 from leakyforge.intervals import estimate
-from leakyforge.kernels.algorithms import Algorithm
-from leakyforge.kernels.flops import product_flops
-from leakyforge.kernels.measure import define_kernel
 from leakyforge.kernels.target import CpuTarget, parse_targets
-from leakyforge.kernels.tuning.layers import Tunable, tunable_layers
+from leakyforge.kernels.tuning.layers import tunable_layers
 from leakyforge.kernels.tuning.machine import Tracker
 from leakyforge.kernels.tuning.records import (
     MEASURED,
@@ -39,10 +34,9 @@ from leakyforge.kernels.tuning.records import (
     default_path,
     key_for,
 )
-from leakyforge.kernels.tuning.space import candidates
+from leakyforge.kernels.tuning.tunable import Space, Tunable
 from leakyforge.kernels.tuning.worker import Model, Result, Task
 from leakyforge.kernels.tuning.workers import Workers
-from leakyforge.kernels.tuning.workload import config_from_json, config_to_json
 from leakyforge.runtime.engines import peak_gflops, peak_worker
 
 # Turns of a trial, and of the last comparison, in which so many of the best candidates take part.
@@ -68,7 +62,7 @@ class LayerState:
     Attributes:
         tunable: the layer.
         key: of its records.
-        left: its candidates that were not tried, in JSON, the least estimate first.
+        space: its candidates.
         ratios: time of each candidate that was tried as a multiple of that of the rules' choice, by
             its sizes in JSON; infinite where it failed.
         rules_ms: time of the rules' choice, None before the first trial.
@@ -80,7 +74,7 @@ class LayerState:
 
     tunable: Tunable
     key: Key
-    left: list[str]
+    space: Space
     ratios: dict[str, float] = field(default_factory=dict)
     rules_ms: float | None = None
     since_better: int = 0
@@ -91,7 +85,7 @@ class LayerState:
     @property
     def rules(self) -> str:
         """The rules' choice, in JSON."""
-        return config_to_json(self.tunable.rules.config)
+        return self.tunable.rules_config
 
     @property
     def best(self) -> tuple[str, float]:
@@ -175,7 +169,7 @@ def tune(
     servers: int = 1,
     on_progress: Callable[[list[LayerState], float], None] = lambda _layers, _share: None,
 ) -> TuneReport:
-    """Search for faster sizes of a model's convolutions, and record what was found.
+    """Search for faster kernels of a model's layers, and record what was found.
 
     Every trial is kept as soon as it was made; a second search goes on where the first one ended.
 
@@ -197,6 +191,7 @@ def tune(
     Raises:
         ModelError: the model cannot be read, checked or imported (see its subclasses).
         ShapeError: a shape does not fit.
+        CompileError: TVM fails on the graph.
         TargetError: the target is unknown, or not one that is measured on this machine.
         TuningError: no layer can be tuned, no server is left, or the records cannot be written.
         MissingDependencyError: the packages of the extra `tune` are absent.
@@ -208,7 +203,7 @@ def tune(
             "another machine with --tracker HOST:PORT and its --target cpu:NAME"
         )
     strict = precision == "strict"
-    states = _states(str(source), found[0], shapes or {}, layers, strict)
+    states = _states(str(source), found[0], shapes or {}, layers, strict, seed)
     model = Model(str(source), target, tuple((shapes or {}).items()), strict)
     budget = _Budget(trials, seconds)
     path = records or default_path()
@@ -232,10 +227,8 @@ def tune(
 
 
 def computed_gflops(tunable: Tunable, config: str, milliseconds: float) -> float:
-    """Speed of a candidate, by the operations that its algorithm computes."""
-    algorithm = Algorithm(config_from_json(config), 0.0)
-    _, computed = product_flops(define_kernel(tunable.layer, algorithm))
-    return computed / (milliseconds * 1e6)
+    """Speed of a candidate, by the operations that its algorithm computes; 0 without products."""
+    return tunable.computed_flops(config) / (milliseconds * 1e6)
 
 
 def machine_peak(target: CpuTarget) -> float:
@@ -253,6 +246,7 @@ def _states(
     shapes: dict[str, tuple[int, ...]],
     words: Sequence[str],
     strict: bool,
+    seed: int,
 ) -> list[LayerState]:
     """The layers to tune."""
     states = []
@@ -260,17 +254,13 @@ def _states(
     for tunable in known:
         if words and not any(word in tunable.words for word in words):
             continue
-        shape, granule = tunable.layer.shape, tunable.granule
-        space = candidates(shape, target, granule, strict=strict)
-        others = [each.config for each in space if each.config != tunable.rules.config]
-        if others:
-            key = key_for(tunable.workload, target)
-            states.append(LayerState(tunable, key, list(map(config_to_json, others))))
+        if (space := tunable.space(target, seed)) is not None:
+            states.append(LayerState(tunable, key_for(tunable.workload, target), space))
     if not states:
         names = ", ".join(repr(tunable.words) for tunable in known) or "none"
         raise TuningError(
             f"{source} has no layer to tune{' among those named' if words else ''}; its "
-            f"convolutions are: {names}"
+            f"layers are: {names}"
         )
     return states
 
@@ -280,7 +270,6 @@ def _resume(state: LayerState, database: Records) -> None:
     earlier = database.trials(state.key)
     for trial in earlier:
         state.ratios[trial.config] = math.inf if trial.ratio is None else trial.ratio
-    state.left = [each for each in state.left if each not in state.ratios]
     times = [
         trial.milliseconds / trial.ratio
         for trial in earlier
@@ -323,7 +312,6 @@ class _Search:
     peak_gflops: float | None
 
     def __post_init__(self) -> None:
-        self._random = random.Random(self.seed)
         self._by_workload = {state.key.workload: state for state in self.states}
 
     def explore(
@@ -349,24 +337,10 @@ class _Search:
         for state in sorted(self.states, key=lambda each: -each.may_save):
             if state.finished:
                 continue
-            if not state.left:
-                state.finished = "every candidate was tried"
-                continue
-            config = self._candidate(state)
-            state.left.remove(config)
-            return Task(state.key.workload, (state.rules, config), _TURNS)
+            if (config := state.space.next(state.ratios)) is not None:
+                return Task(state.key.workload, (state.rules, config), _TURNS)
+            state.finished = "every candidate was tried"
         return None
-
-    def _candidate(self, state: LayerState) -> str:
-        """The next of the cost model's order, or a neighbour of one of the best."""
-        if self._random.random() < 0.5:
-            best = sorted(state.ratios, key=lambda each: state.ratios[each])[:_FINALISTS]
-            near = [
-                each for each in state.left if any(_are_neighbours(each, other) for other in best)
-            ]
-            if near:
-                return self._random.choice(near)
-        return state.left[0]
 
     def _keep(self, task: Task, results: list[Result]) -> None:
         """Record a trial."""
@@ -451,15 +425,6 @@ class _Search:
                 )  # fmt: skip
         self.database.add(chosen)
         state.winner = chosen
-
-
-def _are_neighbours(one: str, other: str) -> bool:
-    """Whether sizes of the same kernel differ in one place, of those that are free."""
-    left, right = json.loads(one), json.loads(other)
-    if left["type"] != right["type"]:
-        return False
-    # The registers follow from the vectors.
-    return [left[name] != right[name] for name in left if name != "registers"].count(True) == 1
 
 
 def _now() -> str:

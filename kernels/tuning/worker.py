@@ -6,14 +6,8 @@ in turns with the rules' choice, so that a disturbance of the machine meets both
 
 from dataclasses import dataclass
 
-import tvm
-from tvm import s_tir
-
-from leakyforge.kernels.algorithms import Algorithm
-from leakyforge.kernels.measure import build_kernel, output_shape
 from leakyforge.kernels.target import CpuTarget, parse_target
-from leakyforge.kernels.tuning import reference
-from leakyforge.kernels.tuning.layers import Tunable, tunable_layers
+from leakyforge.kernels.tuning.layers import tunable_layers
 from leakyforge.kernels.tuning.machine import (
     Kernel,
     Local,
@@ -22,7 +16,8 @@ from leakyforge.kernels.tuning.machine import (
     Tracker,
 )
 from leakyforge.kernels.tuning.records import FAILED, MEASURED, WRONG
-from leakyforge.kernels.tuning.workload import config_from_json
+from leakyforge.kernels.tuning.reference import difference
+from leakyforge.kernels.tuning.tunable import Tunable
 from leakyforge.runtime.reference import one_line
 
 
@@ -77,12 +72,9 @@ class _Bench:
     """One layer: its inputs on the machine, its reference, and the kernels that were built."""
 
     def __init__(self, tunable: Tunable, target: CpuTarget, machine: Machine) -> None:
-        layer = self.layer = tunable.layer
-        self.target = target
-        self.place = machine.place(layer, tunable.between)
-        self.weights = reference.random_weights(layer.shape, seed=1)
-        data = reference.read_input(layer, self.place.inputs)
-        self.desired = reference.convolve(data, self.weights, layer.shape)
+        self.tunable, self.target = tunable, target
+        self.place = machine.place(tunable.inputs, tunable.between)
+        self.desired = tunable.desired(self.place.inputs)
         self.built: dict[str, Kernel | Result] = {}
 
     def kernel(self, config: str) -> Kernel | Result:
@@ -92,14 +84,13 @@ class _Bench:
         return self.built[config]
 
     def _build(self, config: str) -> Kernel | Result:
-        algorithm = Algorithm(config_from_json(config), 0.0)
         try:
-            module = build_kernel(self.layer, algorithm, self.target)
-        except (s_tir.ScheduleError, tvm.error.TVMError, ValueError) as error:
+            module, weights = self.tunable.build(config, self.target)
+        except (RuntimeError, ValueError) as error:
+            # TVM's own errors are of the first kind.
             return Result(FAILED, one_line(error))
-        packed = algorithm.pack(self.weights, self.layer.shape)
-        kernel = self.place.load(module, packed, output_shape(self.layer))
-        wrong = reference.difference(kernel.output(), self.desired, self.layer.shape)
+        kernel = self.place.load(module, weights, self.tunable.output)
+        wrong = difference(kernel.output(), self.desired, self.tunable.roundings())
         return Result(WRONG, wrong) if wrong else kernel
 
     def forget(self, kept: str) -> None:

@@ -9,7 +9,7 @@ from leakyforge.kernels import parse_target
 from leakyforge.kernels.algorithms import algorithms
 from leakyforge.kernels.conv2d import Conv2dShape
 from leakyforge.kernels.measure import Layer
-from leakyforge.kernels.tuning.layers import Tunable
+from leakyforge.kernels.tuning.layers import Convolution
 from leakyforge.kernels.tuning.machine import Local
 from leakyforge.kernels.tuning.space import candidates
 from leakyforge.kernels.tuning.worker import Result, _Bench
@@ -40,7 +40,7 @@ def tunable(shape):
     layer = Layer(shape, inputs, lambda tensor: tensor, copies=False)
     (rules, *_), _ = algorithms(shape, HOST, shape.in_channels, strict=False)
     key = workload_key(layer, shape.in_channels, strict=False)
-    return Tunable("a layer", key, layer, shape.in_channels, False, 1, 0, rules)
+    return Convolution("a layer", key, 1, 0, layer, shape.in_channels, False, rules)
 
 
 @pytest.mark.parametrize("name", SHAPES)

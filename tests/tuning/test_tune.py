@@ -20,41 +20,6 @@ HOST = parse_target("cpu")
 LAYER = "16 -> 32"
 
 
-class FakeWorkers:
-    """Says the times that a test wants, by a candidate's sizes."""
-
-    count, pending = 1, 0
-
-    def __init__(self, seconds):
-        self.seconds, self.waiting = seconds, []
-
-    def submit(self, task):
-        self.waiting.append(task)
-        self.pending = 1
-
-    def finished(self):
-        self.pending = 0
-        task = self.waiting.pop()
-        return [(task, [self.seconds(task, config) for config in task.configs])]
-
-    def close(self):
-        pass
-
-
-@pytest.fixture
-def search(model, tmp_path, monkeypatch):
-    """A search whose times are a function of task and sizes; gives its report."""
-    monkeypatch.setattr(tune, "machine_peak", lambda _target: 1e9)
-
-    def search(seconds, **options):
-        workers = FakeWorkers(seconds)
-        monkeypatch.setattr(tune, "Workers", lambda *_args, **_kwargs: workers)
-        options = {"layers": [LAYER], "records": tmp_path / "records.sqlite", **options}
-        return tune.tune(model, **options)
-
-    return search
-
-
 def measured(seconds):
     return Result("measured", "", seconds)
 
@@ -251,22 +216,6 @@ def test_plot(tmp_path):
 
 
 class TestCommands:
-    @pytest.fixture
-    def lf(self, monkeypatch, capsys):
-        """Run a command; gives its exit status and what it printed."""
-        from leakyforge.cli import main
-
-        def lf(*arguments):
-            status = 0
-            try:
-                main([*map(str, arguments)])
-            except SystemExit as request:
-                status = request.code or 0
-            printed = capsys.readouterr()
-            return status, printed.out + printed.err
-
-        return lf
-
     def test_tune_then_records(self, lf, model, tmp_path):
         path = tmp_path / "records.sqlite"
         base = ("tune", model, "--records", path, "--layers", LAYER)
