@@ -21,11 +21,13 @@ MOST_NODES = 5000
 MOST_INPUTS = 256
 # Numpy's arrays have no more axes, and TVM's loops are as deep.
 MOST_AXES = 32
+# ONNX's inference of shapes follows the elements of such an input one by one, as they may be sizes.
+MOST_FOLLOWED = 2**24
 _ELEMENT_TYPES = frozenset(onnx.TensorProto.DataType.values())
 
 
 def check_graph(proto: onnx.ModelProto, where: str) -> None:
-    """Refuse types that ONNX does not have, outputs of one name, and graphs that are too large.
+    """Refuse types that ONNX does not have, outputs of one name, and what is too large.
 
     Args:
         proto: not checked yet.
@@ -52,6 +54,14 @@ def check_graph(proto: onnx.ModelProto, where: str) -> None:
              if count > 1]  # fmt: skip
     if twice:
         raise ModelError(f"{where} has the output {twice[0]!r} twice; {_AGAIN}")
+    _check_values(graph, where)
+    for value in graph.input:
+        sizes = [dim.dim_value for dim in value.type.tensor_type.shape.dim]
+        if len(sizes) == 1 and sizes[0] > MOST_FOLLOWED and _is_integer(value):
+            raise ModelError(
+                f"{value.name!r} of {where} has {sizes[0]} integers along one axis, and up to "
+                f"{MOST_FOLLOWED} are compiled; reshape it to two axes"
+            )
     nodes = _count_nodes(proto)
     if nodes > MOST_NODES:
         raise ModelError(
@@ -67,6 +77,11 @@ def check_graph(proto: onnx.ModelProto, where: str) -> None:
             )
 
 
+def _is_integer(value: onnx.ValueInfoProto) -> bool:
+    kind = value.type.tensor_type.elem_type
+    return kind in (onnx.TensorProto.INT32, onnx.TensorProto.INT64)
+
+
 def check_sizes(proto: onnx.ModelProto, where: str) -> None:
     """Refuse values that no array of this machine holds.
 
@@ -77,9 +92,14 @@ def check_sizes(proto: onnx.ModelProto, where: str) -> None:
     Raises:
         ModelError: names the value, its shape and what there is.
     """
-    memory = usable_memory()
     inferred = onnx.shape_inference.infer_shapes(light_copy(proto), data_prop=True)
-    for name, kind, sizes in _shapes(inferred.graph):
+    _check_values(inferred.graph, where)
+
+
+def _check_values(graph: onnx.GraphProto, where: str) -> None:
+    """Refuse declared or inferred shapes that no array of this machine has."""
+    memory = usable_memory()
+    for name, kind, sizes in _shapes(graph):
         text = "x".join(map(str, sizes[:8])) + ("..." if len(sizes) > 8 else "")
         if len(sizes) > MOST_AXES:
             raise ModelError(f"{name!r} of {where} has {len(sizes)} axes ({text}), and up to "
