@@ -37,6 +37,7 @@ def steps():
 def rows(lines):
     """Output without borders; a table's row on one line, however its cells were folded."""
     joined = []
+    last = ""
     for line in map(str.rstrip, lines):
         if not line or _BORDERS.match(line):
             continue
@@ -44,7 +45,10 @@ def rows(lines):
             joined.append([line])
             continue
         cells = [cell.strip() for cell in re.split("[│┃]", line)[1:-1]]
-        if line[0] == "│" and not cells[0] and joined and len(joined[-1]) == len(cells):
+        # Headings stand at the bottom of their row, other cells at the top.
+        is_folded = last == "┃" if line[0] == "┃" else not cells[0]
+        last = line[0]
+        if is_folded and joined and len(joined[-1]) == len(cells):
             joined[-1] = [f"{a} {b}".strip() for a, b in zip(joined[-1], cells, strict=True)]
         else:
             joined.append(cells)
