@@ -165,6 +165,11 @@ class _Planner:
         if isinstance(call.op, tvm.ir.GlobalVar):
             self._launch(str(call.op.name_hint), [self._lookup(each)[0] for each in call.args])
             return []
+        if isinstance(call.op, relax.ExternFunc):
+            raise CompileError(
+                f"{call.op.global_symbol} cannot be run on this target: its result is as large as "
+                "there are such values; take a CPU target"
+            )
         name = str(call.op.name)
         if name == "relax.builtin.alloc_tensor":
             return [self._allocate(_bytes(call.ty))]

@@ -6,6 +6,7 @@ import pytest
 
 from leakyforge.errors import CompileError, ModelError
 from leakyforge.kernels import backend
+from leakyforge.kernels.compile import compile as compile_model
 from leakyforge.kernels.compile import compile_in_memory
 from leakyforge.opsets import NEWEST
 from leakyforge.runtime.reference import onnxruntime_session
@@ -132,6 +133,13 @@ def test_boxes_behind_other_operators_and_before_them():
     x = np.random.default_rng(0).standard_normal((4, 5)).astype(np.float32)
     x[1:3] = 0
     np.testing.assert_array_equal(ours(proto, x), reference(proto, x))
+
+
+def test_devices_have_no_results_of_unknown_size(tmp_path):
+    proto = parse("f (float[2,3] x) => (int64[2,n] y) { y = NonZero (x) }")
+    with pytest.raises(CompileError, match=r"nonzero cannot be run .*take a CPU target"):
+        compile_model(proto, "opencl", output=tmp_path / "m.lfa")
+    assert not list(tmp_path.iterdir())
 
 
 def test_what_only_the_compiler_computes_is_refused():
