@@ -163,9 +163,11 @@ def convert_is_inf(node: Node) -> relax.Expr:
 def convert_pow(node: Node) -> relax.Expr:
     """Pow: the exponent may be of another type; the result has the base's."""
     base, exponent = node.input(0), node.input(1)
+    if not _are_tensors(base, exponent):
+        return node.standard()
     if "int" in dtype_of(base) and "int" in dtype_of(exponent):
         return _whole_power(node, base, relax.op.astype(exponent, "int64"))
-    if not _differ(base, exponent):
+    if dtype_of(base) == dtype_of(exponent):
         return node.standard()
     # Of the two types, the one that holds fractions.
     kinds = [dtype_of(base), dtype_of(exponent)]
@@ -226,11 +228,9 @@ def convert_bit_shift(node: Node) -> relax.Expr:
     return relax.op.where(fits, shifted, none)
 
 
-def _differ(*values: relax.Expr) -> bool:
-    kinds = [value.ty for value in values]
-    if not all(isinstance(kind, relax.TensorType) for kind in kinds):
-        return False
-    return len({str(kind.dtype) for kind in kinds}) > 1
+def _are_tensors(*values: relax.Expr) -> bool:
+    """Whether none of some values is a shape, which the front end takes for a tensor too."""
+    return all(isinstance(value.ty, relax.TensorType) for value in values)
 
 
 def convert_bit_cast(node: Node) -> relax.Expr:
