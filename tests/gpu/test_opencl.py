@@ -147,6 +147,13 @@ class TestErrors:
         with pytest.raises(ArtifactFormatError, match="holds no launch plan"):
             Session(artifact)
 
+    def test_sizes_without_an_end(self, leaky):
+        artifact = read_artifact(leaky)
+        fields = json.loads(artifact.library) | {"arena": float("inf")}
+        library = json.dumps(fields).encode()
+        with pytest.raises(ArtifactFormatError, match="no launch plan: cannot convert float inf"):
+            Session(dataclasses.replace(artifact, library=library))
+
 
 class TestPlan:
     LAUNCH = Launch(0, "k", (0, 1, 2), (2, 1, 1), (4, 1, 1))
