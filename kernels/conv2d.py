@@ -60,8 +60,9 @@ _SECOND_LEVEL_RATE, _SHARED_LEVEL_RATE = 22, 16
 # Cycles of a step of the sum beside its multiply-adds.
 _STEP_CYCLES = 0.3
 # Accumulators of one vector that LLVM keeps in place on x86-64 with 16 registers. With more, it
-# writes each sum over its broadcast input and moves it back through memory, at half the speed.
-_ONE_VECTOR_ACCUMULATORS = 6
+# writes each sum over its broadcast input and moves it back through memory, at half the speed. In
+# the trials of `tune` (Zen 3), tiles of 7 and 8 were the faster ones still.
+_ONE_VECTOR_ACCUMULATORS = 8
 # Cycles of the epilogue for a vector of outputs, as wide as `multiply_add_bits`.
 _EPILOGUE_CYCLES = 3.0
 # Bytes that all cores together read in a cycle, from memory (6 on Zen 4, 8 on Zen 5, of two cores)
