@@ -7,8 +7,6 @@ to such a type has to know of it: Cast and QuantizeLinear, by an attribute.
 Source: ONNX, "Int4 type", "Float4 type" (https://onnx.ai/onnx/technical/int4.html, float4.html).
 """
 
-import ml_dtypes
-import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
@@ -19,10 +17,11 @@ from leakyforge.runtime.tensors import CARRIERS, numpy_dtype
 
 # Element types, and those of their carriers.
 PACKED_TYPES = {
-    helper.np_dtype_to_tensor_dtype(np.dtype(getattr(ml_dtypes, name))):
-        helper.np_dtype_to_tensor_dtype(numpy_dtype(carrier))
+    helper.np_dtype_to_tensor_dtype(numpy_dtype(name)): helper.np_dtype_to_tensor_dtype(
+        numpy_dtype(carrier)
+    )
     for name, carrier in CARRIERS.items()
-}  # fmt: skip
+}
 
 
 def widen_packed_types(model: onnx.ModelProto) -> None:

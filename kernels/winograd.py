@@ -239,8 +239,8 @@ def transform_weights(
     """
     out_channels, r = weight.shape[0], config.kernel
     stride = weight.shape[1] // r
-    phases = weight.astype(np.float64).reshape(out_channels, r, stride, r, stride, -1)
-    weight = phases.transpose(0, 1, 3, 2, 4, 5).reshape(out_channels, r, r, -1).astype(weight.dtype)
+    phases = weight.reshape(out_channels, r, stride, r, stride, -1)
+    weight = phases.transpose(0, 1, 3, 2, 4, 5).reshape(out_channels, r, r, -1)
     transformed = transform_kernels(weight, config.outputs)
     places, out_channels, in_channels = config.size**2, weight.shape[0], weight.shape[3]
     tiles = math.ceil(out_channels / config.channels)

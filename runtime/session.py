@@ -69,7 +69,11 @@ class Session:
         self._lock = threading.Lock()
         self._names = [spec.name for spec in self.manifest.outputs]
         inputs, outputs = self.manifest.inputs, self.manifest.outputs
-        self._packed_inputs = [spec.name for spec in inputs if spec.dtype in CARRIERS]
+        self._packed_inputs = [
+            (spec.name, numpy_dtype(CARRIERS[spec.dtype]))
+            for spec in inputs
+            if spec.dtype in CARRIERS
+        ]
         self._packed_outputs = [
             (place, numpy_dtype(spec.dtype))
             for place, spec in enumerate(outputs)
@@ -104,8 +108,8 @@ class Session:
         if output_names:
             self._check_names(output_names)
         feeds = check_feeds(self.manifest.inputs, input_feed)
-        for name in self._packed_inputs:
-            feeds[name] = feeds[name].astype(numpy_dtype(CARRIERS[str(feeds[name].dtype)]))
+        for name, dtype in self._packed_inputs:
+            feeds[name] = feeds[name].astype(dtype)
         with self._lock:
             outputs = self._engine.run(feeds)
         for place, dtype in self._packed_outputs:

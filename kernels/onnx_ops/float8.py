@@ -75,12 +75,15 @@ FORMATS = {
 }
 
 
+# Types that TVM's casts round to wrong, or do not have.
+OURS = FORMATS.keys() | CARRIERS.keys()
+
+
 def convert_cast(node: Node) -> relax.Expr:
     """Cast."""
     to = numpy_name(node.attributes["to"])
     data = node.input(0)
-    ours = FORMATS.keys() | CARRIERS.keys()
-    if isinstance(data.ty, relax.TensorType) and ours & {dtype_of(data), to}:
+    if isinstance(data.ty, relax.TensorType) and OURS & {dtype_of(data), to}:
         return _cast(node, data, to)
     return node.standard()
 

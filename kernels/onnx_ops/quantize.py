@@ -15,7 +15,7 @@ from typing import Any
 import ml_dtypes
 from tvm import relax
 
-from leakyforge.kernels.onnx_ops.float8 import FORMATS, decode, encode
+from leakyforge.kernels.onnx_ops.float8 import FORMATS, OURS, decode, encode
 from leakyforge.kernels.onnx_ops.node import STANDARD, Node, dtype_of, numpy_name, static_shape
 from leakyforge.runtime.tensors import CARRIERS
 
@@ -29,7 +29,7 @@ def convert_quantize_linear(node: Node) -> relax.Expr:
     to = "uint8" if zero is None else dtype_of(zero)
     if kind:
         to = numpy_name(kind)
-    if not _is_blocked(node) and to not in FORMATS.keys() | CARRIERS.keys():
+    if not _is_blocked(node) and to not in OURS:
         return node.standard()
     quotient = relax.op.divide(data, _spread(node, scale))
     if to in FORMATS:
