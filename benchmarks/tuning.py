@@ -3,21 +3,22 @@
 python -m benchmarks.tuning                             every model, ten minutes of search each
 python -m benchmarks.tuning --only yolo --minutes 10 --minutes 60
 python -m benchmarks.tuning --ship                      put the winners into the package too
-python -m benchmarks.tuning --retime --records FILE     take the times again, on a quieter machine
+python -m benchmarks.tuning --retime --records FOLDER --minutes 10 --minutes 60
+                                                        take the times again, on a quieter machine
 
 For each model: compiled by the rules alone, and with what searches of so many minutes found, each
 going on where the one before it ended; then all of them and ONNX Runtime in turns, in processes of
-their own.
+their own. The folder has a database for each of these times, `10.sqlite` and `60.sqlite`.
 """
 
 import contextlib
 import dataclasses
 import datetime
+import itertools
 import json
 import statistics
 import sys
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,8 @@ import click
 from benchmarks.__main__ import DOCS, models
 from leakyforge import compile
 from leakyforge.kernels import parse_target
-from leakyforge.kernels.tuning.records import Records, Winner, class_name, to_json
+from leakyforge.kernels.tuning.layers import tunable_layers
+from leakyforge.kernels.tuning.records import Records, Winner, class_name, key_for, to_json
 from leakyforge.kernels.tuning.tune import tune
 from leakyforge.runtime import cpu, read_manifest
 from leakyforge.runtime.benchmark import OURS, smallest
@@ -38,6 +40,8 @@ from leakyforge.runtime.threads import usable_cores
 STORE, REPORT = DOCS / "tuning.json", DOCS / "tuning.md"
 SHIPPED = DOCS.parent / "kernels" / "tuning" / "shipped.jsonl"
 RULES = "rules"
+# Seconds without a trial that are no part of a search.
+_PAUSE = 60.0
 
 
 @click.command()
@@ -45,9 +49,9 @@ RULES = "rules"
 @click.option("--minutes", type=float, multiple=True, default=[10.0], show_default=True,
               help="Of search until a measurement; may be repeated, rising.")  # fmt: skip
 @click.option("--seconds", type=float, default=10.0, show_default=True, help="To time each model.")
-@click.option("--records", type=click.Path(path_type=Path), help="Database to go on with.")
+@click.option("--records", type=click.Path(path_type=Path), help="Folder of databases to go on.")
 @click.option("--retime", is_flag=True, help="Search nothing: times of the winners in --records.")
-@click.option("--ship", is_flag=True, help="Put the winners into the package.")
+@click.option("--ship", is_flag=True, help="Put the winners of the longest into the package.")
 def main(
     only: tuple[str, ...],
     minutes: tuple[float, ...],
@@ -60,48 +64,48 @@ def main(
     rows: dict[str, Any] = json.loads(STORE.read_text()) if STORE.is_file() else {}
     with tempfile.TemporaryDirectory(prefix="leakyforge-") as name:
         folder = Path(name)
-        database = records or folder / "records.sqlite"
+        databases = {limit: (records or folder) / f"{limit:g}.sqlite" for limit in minutes}
         for title, model, _ in models(folder):
             if only and not any(part.lower() in title.lower() for part in only):
                 continue
-            if retime and title not in rows:
-                continue
             click.echo(title, err=True)
-            searched = rows[title]["searches"] if retime else {}
-            rows[title] = _measure(model, folder, database, minutes, seconds, searched)
+            if not retime:
+                _search(model, databases)
+            rows[title] = _measure(model, folder, databases, seconds)
             STORE.write_text(json.dumps(rows, indent=1) + "\n")
             REPORT.write_text(markdown(rows))
         if ship:
-            _ship(database)
+            _ship(databases[minutes[-1]])
     click.echo(f"wrote {REPORT}")
 
 
-def _measure(
-    model: Path,
-    folder: Path,
-    database: Path,
-    minutes: Sequence[float],
-    seconds: float,
-    searched: dict[str, Any],
-) -> dict[str, Any]:
-    """Ratios of ONNX Runtime's time to that of each way to compile, and the rules' share.
+def _search(model: Path, databases: dict[float, Path]) -> None:
+    """Search for so many minutes in all until each database has what was found."""
+    spent, before = 0.0, None
+    for limit, database in databases.items():
+        if before is not None:
+            with Records(before, create=False) as shorter, Records(database) as longer:
+                longer.add_all(shorter.all())
+        tune(model, seconds=60 * (limit - spent), records=database)
+        spent, before = limit, database
 
-    What was searched before is not searched again; of that, only the winners are there now.
+
+def _measure(
+    model: Path, folder: Path, databases: dict[float, Path], seconds: float
+) -> dict[str, Any]:
+    """Ratios of ONNX Runtime's time to that of each way to compile, and what the searches found.
+
+    A longer search that made no more trials than the shorter one had ended by itself.
     """
     artifacts = {RULES: folder / "rules.lfa"}
     compile(model, output=artifacts[RULES], tuned=False, measure=False)
-    searches = dict(list(searched.items())[-1:])
-    spent = 0.0
-    for limit in () if searches else minutes:
-        report = tune(model, seconds=60 * (limit - spent), records=database)
-        spent = limit
-        way = f"{limit:g} minutes"
-        artifacts[way] = compile(model, output=folder / f"{limit:g}.lfa", records=database)
-        ratios = [layer.winner.ratio for layer in report.layers if layer.winner]
-        trials = sum(len(layer.ratios) for layer in report.layers)
-        searches[way] = {"ratios": ratios, "trials": trials}
-    for way in searches.keys() - artifacts.keys():
-        artifacts[way] = compile(model, output=folder / "winners.lfa", records=database)
+    searches: dict[str, Any] = {}
+    trials = 0
+    for limit, database in databases.items():
+        way, found = f"{limit:g} minutes", _found(model, database)
+        if found["trials"] > trials:
+            artifacts[way] = compile(model, output=folder / f"{limit:g}.lfa", records=database)
+            searches[way], trials = found, found["trials"]
     times = _times(model, artifacts, folder, seconds)
     reference = times.pop(REFERENCE)
     return {
@@ -111,6 +115,25 @@ def _measure(
         "ratios": {way: reference / time for way, time in times.items()},
         "searches": searches,
     }
+
+
+def _found(model: Path, database: Path) -> dict[str, Any]:
+    """Winners' times as multiples of the rules', trials, and the minutes that they took."""
+    target = parse_target("cpu")
+    ratios, moments = [], []
+    with Records(database, create=False) as records:
+        for layer in tunable_layers(str(model), target, {}, strict=False):
+            key = key_for(layer.workload, target)
+            winner = records.winner(key)
+            # Compared with other rules than these it says nothing of these.
+            if winner is not None and winner.rules == layer.rules_config:
+                ratios.append(winner.ratio)
+            moments += [datetime.datetime.fromisoformat(each.at) for each in records.trials(key)]
+    moments.sort()
+    gaps = [(later - earlier).total_seconds() for earlier, later in itertools.pairwise(moments)]
+    # A longer gap is one between two searches.
+    minutes = sum(gap for gap in gaps if gap < _PAUSE) / 60
+    return {"ratios": ratios, "trials": len(moments), "minutes": minutes}
 
 
 def _times(
@@ -144,10 +167,12 @@ def markdown(rows: dict[str, Any]) -> str:
         "",
         "Written by `python -m benchmarks.tuning`: ONNX Runtime's time divided by ours, in turns "
         "in one run; compiled by the rules and the cost model alone, and with the winners of "
-        "`leakyforge tune` after so many minutes of search for the model.",
+        "`leakyforge tune` after so many minutes of search for the model. A search ends by itself "
+        "when every layer is at its roofline or was given up; a longer one then finds no more (-).",
         "",
-        "| model | CPU, threads, date | " + " | ".join(ways) + " | layers, trials | rules' speed |",
-        "|---|---|" + "---|" * (len(ways) + 2),
+        "| model | CPU, threads, date | " + " | ".join(ways) + " | layers | trials | minutes of "
+        "trials | rules' speed |",
+        "|---|---|" + "---|" * (len(ways) + 4),
     ]
     every: list[float] = []
     for title, row in rows.items():
@@ -157,7 +182,7 @@ def markdown(rows: dict[str, Any]) -> str:
         cells = [f"{row['ratios'][way]:.2f}" if way in row["ratios"] else "-" for way in ways]
         lines.append(
             f"| {title} | {row['cpu']}, {row['threads']}, {row['date']} | {' | '.join(cells)} | "
-            f"{len(last['ratios'])}, {last['trials']} | {share:.3f} |"
+            f"{len(last['ratios'])} | {last['trials']} | {last['minutes']:.0f} | {share:.3f} |"
         )
     lines += [
         "",

@@ -68,6 +68,7 @@ class Trial:
         seed: of the search.
         place: machine that measured: `local`, or the key of an RPC server.
         at: when, ISO 8601.
+        rules: the sizes that the rules chose then, in JSON; empty in records that do not have them.
     """
 
     key: Key
@@ -80,6 +81,7 @@ class Trial:
     seed: int
     place: str
     at: str
+    rules: str = ""
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,7 @@ class Winner:
         high: upper end, below 1 unless the rules' choice won.
         milliseconds: its median time.
         at: when, ISO 8601.
+        rules: the sizes that the rules chose then, in JSON; empty in records that do not have them.
     """
 
     key: Key
@@ -105,6 +108,7 @@ class Winner:
     high: float
     milliseconds: float
     at: str
+    rules: str = ""
 
     @property
     def words(self) -> str:
@@ -150,12 +154,13 @@ create table if not exists trials (
     workload text not null, target text not null, threads integer not null, tvm text not null,
     schedules integer not null, layer text not null, config text not null, status text not null,
     ratio real, milliseconds real, error text not null, seed integer not null, place text not null,
-    at text not null, unique (workload, target, threads, tvm, schedules, config, at));
+    at text not null, rules text not null default '',
+    unique (workload, target, threads, tvm, schedules, config, at));
 create table if not exists winners (
     workload text not null, target text not null, threads integer not null, tvm text not null,
     schedules integer not null, layer text not null, config text not null, ratio real not null,
     low real not null, high real not null, milliseconds real not null, at text not null,
-    unique (workload, target, threads, tvm, schedules));
+    rules text not null default '', unique (workload, target, threads, tvm, schedules));
 """
 
 
@@ -180,9 +185,21 @@ class Records:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 self._database = sqlite3.connect(path, timeout=60.0)
                 self._database.executescript(_SCHEMA)
+                self._add_rules()
             else:
                 address = f"{path.absolute().as_uri()}?mode=ro"
                 self._database = sqlite3.connect(address, timeout=60.0, uri=True)
+
+    def _add_rules(self) -> None:
+        """Give the tables of an older database the column that they lack."""
+        for table in _TABLES:
+            if "rules" not in self._columns(table):
+                self._database.execute(
+                    f"alter table {table} add column rules text not null default ''"
+                )
+
+    def _columns(self, table: str) -> list[str]:
+        return [row[1] for row in self._database.execute(f"pragma table_info({table})")]
 
     def close(self) -> None:
         """Close the file."""
@@ -243,16 +260,17 @@ class Records:
             yield from self._select(table, None)
 
     def _select(self, table: str, key: Key | None) -> list[Record]:
-        kind = _TABLES[table]
-        columns = [*_KEY_COLUMNS, *(field.name for field in dataclasses.fields(kind)[1:])]
-        query, values = f"select {', '.join(columns)} from {table}", tuple[object, ...]()
-        if key is not None:
-            query += " where " + " and ".join(f"{name} = ?" for name in _KEY_COLUMNS)
-            values = dataclasses.astuple(key)
+        columns = [*_KEY_COLUMNS, *(field.name for field in dataclasses.fields(_TABLES[table])[1:])]
         with self._named("read"):
+            # An older database, where it is only read.
+            if "rules" not in self._columns(table):
+                columns.remove("rules")
+            query, values = f"select {', '.join(columns)} from {table}", tuple[object, ...]()
+            if key is not None:
+                query += " where " + " and ".join(f"{name} = ?" for name in _KEY_COLUMNS)
+                values = dataclasses.astuple(key)
             rows = self._database.execute(f"{query} order by at, rowid", values).fetchall()
-        size = len(_KEY_COLUMNS)
-        return [kind(Key(*row[:size]), *row[size:]) for row in rows]
+        return [_record(_TABLES[table], dict(zip(columns, row, strict=True))) for row in rows]
 
     def prune(self) -> int:
         """Drop what other versions of TVM or of the schedules made; returns the number."""
@@ -300,6 +318,11 @@ def _row(record: Record) -> dict[str, Any]:
     return {**values.pop("key"), **values}
 
 
+def _record(kind: type[Record], row: dict[str, Any]) -> Record:
+    """The record of its columns."""
+    return kind(Key(**{name: row.pop(name) for name in _KEY_COLUMNS}), **row)
+
+
 def to_json(record: Record) -> str:
     """A record on one line."""
     return json.dumps(_row(record), sort_keys=True)
@@ -329,9 +352,7 @@ def _parse(line: str, path: Path, number: int) -> Record:
     """The record of one line."""
     try:
         values = json.loads(line)
-        key = Key(**{name: values.pop(name) for name in _KEY_COLUMNS})
-        kind = Trial if "status" in values else Winner
-        record = kind(key=key, **values)
+        record = _record(Trial if "status" in values else Winner, values)
         json.loads(record.config)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise TuningError(f"{path}, line {number}, is no tuning record: {error}") from error

@@ -266,15 +266,22 @@ def _states(
 
 
 def _resume(state: LayerState, database: Records) -> None:
-    """Take up what earlier searches measured."""
+    """Take up what earlier searches measured.
+
+    What was compared with another choice of the rules, as after they were improved, counts where
+    the present choice was compared with that one too.
+    """
     earlier = database.trials(state.key)
+    present = {trial.rules: trial.ratio for trial in earlier if trial.config == state.rules}
+    present[state.rules] = 1.0
+    times = []
     for trial in earlier:
-        state.ratios[trial.config] = math.inf if trial.ratio is None else trial.ratio
-    times = [
-        trial.milliseconds / trial.ratio
-        for trial in earlier
-        if trial.ratio and trial.milliseconds is not None
-    ]
+        if trial.ratio is None:
+            state.ratios[trial.config] = math.inf
+        elif base := present.get(trial.rules):
+            ratio = state.ratios[trial.config] = trial.ratio / base
+            if trial.milliseconds is not None:
+                times.append(trial.milliseconds / ratio)
     if times:
         state.rules_ms = statistics.median(times)
 
@@ -355,7 +362,7 @@ class _Search:
         self.database.add(
             Trial(
                 state.key, state.tunable.words, task.configs[1], result.status, ratio,
-                milliseconds, result.error, self.seed, self._place, _now(),
+                milliseconds, result.error, self.seed, self._place, _now(), state.rules,
             )
         )  # fmt: skip
         is_better = ratio is not None and ratio < state.best[1]
@@ -393,8 +400,9 @@ class _Search:
                     self.workers.submit(following)
 
     def _has_winner(self, state: LayerState) -> bool:
-        """Whether an earlier search decided; then that is the winner."""
-        state.winner = self.database.winner(state.key)
+        """Whether an earlier search decided, against the present rules; then that is the winner."""
+        found = self.database.winner(state.key)
+        state.winner = found if found is not None and found.rules == state.rules else None
         return state.winner is not None
 
     def _last_task(self, state: LayerState) -> Task:
@@ -410,7 +418,7 @@ class _Search:
             return
         chosen = Winner(
             state.key, state.tunable.words, state.rules, 1.0, 1.0, 1.0,
-            statistics.median(base.seconds) * 1e3, _now(),
+            statistics.median(base.seconds) * 1e3, _now(), state.rules,
         )  # fmt: skip
         for config, result in zip(task.configs[1:], results[1:], strict=True):
             if result.status != MEASURED:

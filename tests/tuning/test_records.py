@@ -133,6 +133,22 @@ def test_another_database_is_not_taken(tmp_path):
         read_records(path)
 
 
+def test_a_database_from_before_the_rules_were_recorded(tmp_path):
+    path = tmp_path / "older.sqlite"
+    with Records(path) as records:
+        records.add(trial())
+        records.add(winner())
+    with sqlite3.connect(path) as database:
+        for table in ("trials", "winners"):
+            database.execute(f"alter table {table} drop column rules")
+    assert read_records(path) == [winner(), trial()]
+    later = dataclasses.replace(winner("2026-01-02T00:00:00"), rules=CONFIG)
+    with Records(path) as records:
+        records.add(later)
+        assert records.winner(KEY) == later
+        assert records.trials(KEY) == [trial()]
+
+
 def test_without_a_file(tmp_path, monkeypatch):
     with pytest.raises(TuningError, match=r"does not exist; `leakyforge tune` writes it"):
         Records(tmp_path / "absent.sqlite", create=False)

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import sqlite3
 
 import onnx
 import pytest
@@ -26,6 +27,14 @@ def measured(seconds):
 
 def jitter(turns, size=0.01):
     return [1 + size * math.sin(7 * turn) for turn in range(turns)]
+
+
+@dataclasses.dataclass
+class _Rules:
+    """A layer for which the rules choose other sizes."""
+
+    rules_config: str
+    words: str
 
 
 class TestSearch:
@@ -87,6 +96,47 @@ class TestSearch:
         tried = [config for config in tried if config != first.rules]
         assert len(tried) == len(set(tried)) == 8
         assert len(second.ratios) == 8
+
+    def test_after_the_rules_changed_trials_count_by_their_share_of_the_present_choice(
+        self, search, layers, tmp_path
+    ):
+        def seconds(task, config):
+            return measured((1.0,) * task.turns)
+
+        (first,) = search(seconds, trials=4).layers
+        present, other = list(first.ratios)[:2]
+        (layer,) = (each for each in layers if LAYER in each.words)
+        state = dataclasses.replace(first, tunable=_Rules(present, layer.words), winner=None)
+        path = tmp_path / "records.sqlite"
+        with sqlite3.connect(path) as database:
+            database.execute("update trials set ratio = 0.5 where config = ?", (present,))
+            database.execute("update trials set ratio = 0.4 where config = ?", (other,))
+        with Records(path) as records:
+            state.ratios.clear()
+            tune._resume(state, records)
+            assert state.ratios[present] == 1.0
+            assert state.ratios[other] == pytest.approx(0.8)
+            # Compared with what is not compared with the present choice: it may be tried again.
+            state = dataclasses.replace(state, tunable=_Rules("absent", layer.words), ratios={})
+            tune._resume(state, records)
+            assert state.ratios == {}
+
+    def test_after_the_rules_changed_the_winner_is_compared_again(self, search, tmp_path):
+        compared = []
+
+        def seconds(task, config):
+            compared.append(task.turns)
+            return measured(tuple(jitter(task.turns)))
+
+        (first,) = search(seconds, trials=2).layers
+        compared.clear()
+        search(seconds, trials=0)
+        assert compared == []
+        with sqlite3.connect(tmp_path / "records.sqlite") as database:
+            database.execute("update winners set rules = 'another'")
+        (again,) = search(seconds, trials=0).layers
+        assert compared
+        assert again.winner.rules == first.rules
 
     def test_ctrl_c_keeps_what_was_measured(self, search, tmp_path):
         calls = []
