@@ -19,6 +19,10 @@ Limits = TypeVar("Limits")
 PARALLEL_WORK = 1 << 16
 # Iterations that give every thread an equal share.
 _PARALLEL_ROWS = 64
+# Vectors that are reduced side by side: their latency is hidden, and few registers are taken.
+_POOL_VECTORS = 4
+# Elements of a window from which on it is a loop.
+_MOST_TAPS = 16
 # Vectors of fewer elements are not worth their loop.
 _LEAST_LANES = 4
 
@@ -277,10 +281,10 @@ def match_pool(schedule: s_tir.Schedule, target: CpuTarget) -> NoMatch | None:
     """Schedule one reduction over windows, channels last, such as a pooling.
 
     1. Inline the padding, and the operators behind the reduction into their last block.
-    2. Move the reduction outside of the innermost output axis, which is vectorised.
+    2. Reduce a few vectors of the innermost axis at a time, in registers where vectors fill it.
     3. Run the outer loops in parallel if there is enough work.
-    4. Compute the last block on each vector, where there is one.
-    5. Initialise before the reduction.
+    4. Compute the last block on each tile of vectors, where there is one.
+    5. Initialise before the reduction; unroll vectors, and windows of few elements.
     """
     block = only_reduction(schedule)
     if isinstance(block, NoMatch):
@@ -304,32 +308,40 @@ def match_pool(schedule: s_tir.Schedule, target: CpuTarget) -> NoMatch | None:
         return NoMatch("operators of another size are fused behind its reduction")
     # 1
     inline_producers(schedule, block, keep="")
-    last = inline_consumers(schedule, block) if schedule.get_consumers(block) else block
+    last = inline_consumers(schedule, block) if schedule.get_consumers(block) else None
     # 2
     *outer, channel = loops[:spatial]
     window = loops[spatial:]
     work = total_work(schedule, block)
     lanes = lanes_of(schedule, block, target)
-    extent = loop_extent(schedule, channel)
-    schedule.reorder(*outer, *window, channel)
-    if extent is not None and extent % lanes == 0:
-        _, lane = schedule.split(channel, [None, lanes])
-        schedule.vectorize(lane)
+    extent = loop_extent(schedule, channel) or 0
+    is_tiled = extent > 0 and extent % lanes == 0
+    if is_tiled:
+        vectors = math.gcd(extent // lanes, _POOL_VECTORS)
+        tile, *inner = schedule.split(channel, [None, vectors, lanes])
+        if last is None:
+            last = schedule.cache_write(block, 0, "local")
+    else:
+        tile, inner = schedule.add_unit_loop(channel), [channel]
+    schedule.reorder(*outer, tile, *window, *inner)
     # 3
     fused = schedule.fuse(*outer)
     if work >= PARALLEL_WORK:
         schedule.parallel(fused)
     # 4
-    if last is not block:
-        schedule.reverse_compute_at(last, fused)
+    if last is not None:
+        schedule.reverse_compute_at(last, tile)
         schedule.set_scope(block, 0, "local")
         vectorize_last(schedule, last, lanes)
     # 5
+    if is_tiled:
+        vectorize_and_unroll(schedule, inner, lanes)
     initial = schedule.decompose_reduction(block, window[0])
-    last = schedule.get_loops(initial)[-1]
-    if (loop_extent(schedule, last) or 1) % lanes == 0:
-        _, lane = schedule.split(last, [None, lanes])
-        schedule.vectorize(lane)
+    if is_tiled:
+        vectorize_and_unroll(schedule, schedule.get_loops(initial)[-2:], lanes)
+    if math.prod(loop_extent(schedule, loop) or _MOST_TAPS for loop in window) < _MOST_TAPS:
+        for loop in window:
+            schedule.unroll(loop)
     return None
 
 

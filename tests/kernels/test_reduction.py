@@ -163,6 +163,28 @@ def test_pool_declines_with_a_reason():
     assert match_pool(attempt, HOST) == NoMatch("it has 2 reductions")
 
 
+def test_a_pool_is_taken_in_registers():
+    proto = model(
+        [1, 64, 9, 9],
+        ["a", "b", "c", "d"],
+        "u = Conv (x, w) p = MaxPool <kernel_shape = [2,2], pads = [0,0,1,1]> (u) y = Conv (p, w)",
+    )
+    weight = onnx.numpy_helper.from_array(np.ones((64, 64, 1, 1), np.float32), "w")
+    proto.graph.initializer.append(weight)
+    (pool,) = (each for each in functions(proto) if match_pool(each, HOST) is None)
+    (tile,) = pool.get(pool.get_sblock("root")).alloc_buffers
+    assert tile.scope() == "local"
+    (reduction,) = (block for block in pool.get_child_blocks(pool.get_sblock("root"))
+                    if pool.get(block).name_hint.endswith("_update"))  # fmt: skip
+    kinds = [pool.get(loop).kind for loop in pool.get_loops(reduction)]
+    serial, unrolled, vectorized = (
+        tvm.tirx.ForKind.SERIAL, tvm.tirx.ForKind.UNROLLED, tvm.tirx.ForKind.VECTORIZED,
+    )  # fmt: skip
+    assert kinds[:2] == [serial, serial]
+    assert kinds[2:4] == [unrolled] * 2
+    assert kinds[-1] == vectorized
+
+
 def test_a_row_is_taken_through_all_stages_in_one_loop():
     module = legalize_and_fuse(import_onnx(simplify(model(*CASES["softmax"]))), HOST)
     scheduled, _ = schedule(module, HOST)
