@@ -24,9 +24,9 @@ def shape_to_tensor(shape: Any) -> Any:
 
 def select_boxes(boxes: Any, scores: Any, *amounts: Any) -> Any:
     """ONNX operator NonMaxSuppression (see `suppression`), its amounts being tensors."""
-    most, overlap, least, is_centre = (to_numpy(amount).item() for amount in amounts)
+    most, limit, least, is_centre = (to_numpy(amount).item() for amount in amounts)
     places, values = (to_numpy(each).astype(np.float32, copy=False) for each in (boxes, scores))
-    return to_tvm(non_max_suppression(places, values, most, overlap, least, is_centre=is_centre))
+    return to_tvm(non_max_suppression(places, values, most, limit, least, is_centre=is_centre))
 
 
 # Names by which compiled code calls them.

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from leakyforge.errors import InputError
+from leakyforge.runtime.suppression import overlap
 from leakyforge.runtime.tensors import TensorSpec, format_shape
 
 _Values = npt.NDArray[np.float64]
@@ -180,14 +181,6 @@ def suppress(boxes: Boxes) -> npt.NDArray[np.int64]:
         overlaps = overlap(boxes.corners[first], boxes.corners[left]) > _MOST_OVERLAP
         left = left[~(overlaps & (classes[left] == classes[first]))]
     return np.array(kept, np.int64)
-
-
-def overlap(first: _Values, second: _Values) -> _Values:
-    """Intersection over union of boxes given by their corners."""
-    size = np.minimum(first[..., 2:], second[..., 2:]) - np.maximum(first[..., :2], second[..., :2])
-    shared = np.prod(np.maximum(size, 0.0), axis=-1)
-    areas = [np.prod(each[..., 2:] - each[..., :2], axis=-1) for each in (first, second)]
-    return np.asarray(shared / (areas[0] + areas[1] - shared))
 
 
 def _compare(ours: Boxes, theirs: Boxes, allowed: _Values, most_score: _Values) -> BoxComparison:
