@@ -43,8 +43,8 @@ from leakyforge.kernels.target import CpuTarget
 BLOCK = "leakyforge_conv2d_dot"
 CONFIG = "leakyforge.conv2d_dot"
 FOLD = "fold"
-# Cycles to add up the lanes of one output: 22 to 38 on Zen 4 with 16 lanes.
-_FOLD_CYCLES = 30.0
+# Cycles to add up the lanes of one output: 22 to 38 on Zen 4 with 16 lanes, 5 to 8 on Zen 3 with 8.
+_FOLD_CYCLES, _WIDE_FOLD_CYCLES = 8.0, 30.0
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def dot_cycles(shape: Conv2dShape, config: DotConfig, target: CpuTarget) -> floa
     each = max(8 * config.lanes * shape.itemsize / target.multiply_add_bits, 0.5)
     steps = math.prod(shape.kernel) * shape.in_channels // config.lanes
     step = max(accumulators * each, (config.columns + config.channels) / 2, 4.0)
-    folds = _FOLD_CYCLES * accumulators
+    folds = (_WIDE_FOLD_CYCLES if config.lanes > 8 else _FOLD_CYCLES) * accumulators
     tiles = shape.out_height * math.ceil(shape.out_width / config.columns)
     weights = steps * config.lanes * shape.out_channels * shape.itemsize
     return bound_by_weights(tiles * (steps * step + folds), weights, target)

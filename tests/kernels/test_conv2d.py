@@ -258,6 +258,17 @@ def test_heuristic_stays_within_registers(target, name):
     assert config.lanes * 32 <= parsed.vector_bits
 
 
+@pytest.mark.parametrize(
+    ("height", "channels", "expected"),
+    [(4, 96, False), (4, 128, True), (64, 128, False)],
+    ids=["few weights", "more than the input", "less than the input"],
+)
+def test_channel_tiles_are_the_outer_loop_where_weights_are_many(height, channels, expected):
+    case = Case(height, height, channels, channels, kernel=(3, 1), pads=(0, 0, 0, 0))
+    config = heuristic_config(shape_of(case), parse_target("cpu:x86-64-v3"))
+    assert config.weights_outer is expected
+
+
 def test_config_over_budget_is_refused():
     with pytest.raises(ValueError, match="exceed the registers"):
         Conv2dConfig(1, 13, 3, 8, registers=14, weights_outer=False)
