@@ -408,6 +408,10 @@ class _Search:
     def _last_task(self, state: LayerState) -> Task:
         promising = [each for each in state.ratios if state.ratios[each] < _PROMISING]
         finalists = sorted(promising, key=lambda each: state.ratios[each])[:_FINALISTS]
+        # It may have won against other rules, and not have been compared with the present ones.
+        former = self.database.winner(state.key)
+        if former is not None and former.config not in (state.rules, *finalists):
+            finalists.append(former.config)
         return Task(state.key.workload, (state.rules, *finalists), _LAST_TURNS)
 
     def _decide_layer(self, state: LayerState, task: Task, results: list[Result]) -> None:

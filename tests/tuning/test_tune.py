@@ -125,18 +125,23 @@ class TestSearch:
         compared = []
 
         def seconds(task, config):
-            compared.append(task.turns)
-            return measured(tuple(jitter(task.turns)))
+            compared.append(config)
+            return measured(
+                tuple((1.0 if config == task.configs[0] else 0.8) * t for t in jitter(task.turns))
+            )
 
         (first,) = search(seconds, trials=2).layers
+        assert first.winner.config != first.rules
         compared.clear()
         search(seconds, trials=0)
         assert compared == []
         with sqlite3.connect(tmp_path / "records.sqlite") as database:
             database.execute("update winners set rules = 'another'")
+            database.execute("update trials set rules = 'another'")
         (again,) = search(seconds, trials=0).layers
-        assert compared
+        assert compared == [first.rules, first.winner.config]
         assert again.winner.rules == first.rules
+        assert again.winner.config == first.winner.config
 
     def test_ctrl_c_keeps_what_was_measured(self, search, tmp_path):
         calls = []
