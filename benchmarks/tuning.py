@@ -8,7 +8,8 @@ python -m benchmarks.tuning --retime --records FOLDER --minutes 10 --minutes 60
 
 For each model: compiled by the rules alone, and with what searches of so many minutes found, each
 going on where the one before it ended; then all of them and ONNX Runtime in turns, in processes of
-their own. The folder has a database for each of these times, `10.sqlite` and `60.sqlite`.
+their own, begun anew several times: where the system puts a process's memory makes a tenth of
+difference. The folder has a database for each of these times, `10.sqlite` and `60.sqlite`.
 """
 
 import contextlib
@@ -40,6 +41,8 @@ from leakyforge.runtime.threads import usable_cores
 STORE, REPORT = DOCS / "tuning.json", DOCS / "tuning.md"
 SHIPPED = DOCS.parent / "kernels" / "tuning" / "shipped.jsonl"
 RULES = "rules"
+# Times that the processes are begun anew.
+_ROUNDS = 5
 # Seconds without a trial that are no part of a search.
 _PAUSE = 60.0
 
@@ -48,7 +51,7 @@ _PAUSE = 60.0
 @click.option("--only", multiple=True, help="Models whose name contains this.")
 @click.option("--minutes", type=float, multiple=True, default=[10.0], show_default=True,
               help="Of search until a measurement; may be repeated, rising.")  # fmt: skip
-@click.option("--seconds", type=float, default=10.0, show_default=True, help="To time each model.")
+@click.option("--seconds", type=float, default=20.0, show_default=True, help="To time each model.")
 @click.option("--records", type=click.Path(path_type=Path), help="Folder of databases to go on.")
 @click.option("--retime", is_flag=True, help="Search nothing: times of the winners in --records.")
 @click.option("--ship", is_flag=True, help="Put the winners of the longest into the package.")
@@ -106,13 +109,15 @@ def _measure(
         if found["trials"] > trials:
             artifacts[way] = compile(model, output=folder / f"{limit:g}.lfa", records=database)
             searches[way], trials = found, found["trials"]
-    times = _times(model, artifacts, folder, seconds)
-    reference = times.pop(REFERENCE)
+    rounds = [_times(model, artifacts, folder, seconds / _ROUNDS) for _ in range(_ROUNDS)]
     return {
         "cpu": cpu.model_name(),
         "threads": usable_cores(),
         "date": datetime.date.today().isoformat(),
-        "ratios": {way: reference / time for way, time in times.items()},
+        "ratios": {
+            way: statistics.median(times[REFERENCE] / times[way] for times in rounds)
+            for way in artifacts
+        },
         "searches": searches,
     }
 
@@ -166,9 +171,10 @@ def markdown(rows: dict[str, Any]) -> str:
         "# Tuning",
         "",
         "Written by `python -m benchmarks.tuning`: ONNX Runtime's time divided by ours, in turns "
-        "in one run; compiled by the rules and the cost model alone, and with the winners of "
-        "`leakyforge tune` after so many minutes of search for the model. A search ends by itself "
-        "when every layer is at its roofline or was given up; a longer one then finds no more (-).",
+        f"in one run, the median of {_ROUNDS} rounds of new processes; compiled by the rules and "
+        "the cost model alone, and with the winners of `leakyforge tune` after so many minutes of "
+        "search for the model. A search ends by itself when every layer is at its roofline or was "
+        "given up; a longer one then finds no more (-).",
         "",
         "| model | CPU, threads, date | " + " | ".join(ways) + " | layers | trials | minutes of "
         "trials | rules' speed |",
