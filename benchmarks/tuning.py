@@ -174,7 +174,9 @@ def markdown(rows: dict[str, Any]) -> str:
         f"in one run, the median of {_ROUNDS} rounds of new processes; compiled by the rules and "
         "the cost model alone, and with the winners of `leakyforge tune` after so many minutes of "
         "search for the model. A search ends by itself when every layer is at its roofline or was "
-        "given up; a longer one then finds no more (-).",
+        "given up; a longer one then finds no more (-). Ratios that differ by less than 6 % say "
+        "nothing: so much did one artifact differ from itself in two columns (2.15 and 2.28, "
+        "speech embedding, 2026-11-26).",
         "",
         "| model | CPU, threads, date | " + " | ".join(ways) + " | layers | trials | minutes of "
         "trials | rules' speed |",
