@@ -109,6 +109,11 @@ def _measure(
         if found["trials"] > trials:
             artifacts[way] = compile(model, output=folder / f"{limit:g}.lfa", records=database)
             searches[way], trials = found, found["trials"]
+    if not any(found["ratios"] for found in searches.values()):
+        raise click.ClickException(
+            f"{', '.join(map(str, databases.values()))} have no winners of {model} against the "
+            "present rules; search first, without --retime"
+        )
     rounds = [_times(model, artifacts, folder, seconds / _ROUNDS) for _ in range(_ROUNDS)]
     return {
         "cpu": cpu.model_name(),
