@@ -174,11 +174,8 @@ class TestSnapshots:
         result.stdout.fnmatch_lines([f"{path} cannot be read: *{self.UPDATE}*"])
         assert "Traceback" not in result.stdout.str()
 
-    def test_several_processes(self, run, pytester):
-        pytester.makeconftest(
-            "def pytest_addoption(parser): parser.addoption('--jobs', dest='numprocesses')"
-        )
-        result = run([0, 0], self.UPDATE, "--jobs", "2")
+    def test_several_processes(self, run):
+        result = run([0, 0], self.UPDATE, "-n", "2")
         assert "writes one file; leave out -n" in result.stderr.str()
 
 
