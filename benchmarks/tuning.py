@@ -20,6 +20,7 @@ import json
 import statistics
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from leakyforge import compile
 from leakyforge.kernels import parse_target
 from leakyforge.kernels.tuning.layers import tunable_layers
 from leakyforge.kernels.tuning.records import Records, Winner, class_name, key_for, to_json
+from leakyforge.kernels.tuning.tunable import Tunable
 from leakyforge.kernels.tuning.tune import tune
 from leakyforge.runtime import cpu, read_manifest
 from leakyforge.runtime.benchmark import OURS, smallest
@@ -102,14 +104,15 @@ def _measure(
     """
     artifacts = {RULES: folder / "rules.lfa"}
     compile(model, output=artifacts[RULES], tuned=False, measure=False)
+    layers = tunable_layers(str(model), parse_target("cpu"), {}, strict=False)
     searches: dict[str, Any] = {}
     trials = 0
     for limit, database in databases.items():
-        way, found = f"{limit:g} minutes", _found(model, database)
+        way, found = f"{limit:g} minutes", _found(layers, database)
         if found["trials"] > trials:
             artifacts[way] = compile(model, output=folder / f"{limit:g}.lfa", records=database)
             searches[way], trials = found, found["trials"]
-    if not any(found["ratios"] for found in searches.values()):
+    if not searches or not all(found["ratios"] for found in searches.values()):
         raise click.ClickException(
             f"{', '.join(map(str, databases.values()))} have no winners of {model} against the "
             "present rules; search first, without --retime"
@@ -127,12 +130,12 @@ def _measure(
     }
 
 
-def _found(model: Path, database: Path) -> dict[str, Any]:
+def _found(layers: Sequence[Tunable], database: Path) -> dict[str, Any]:
     """Winners' times as multiples of the rules', trials, and the minutes that they took."""
     target = parse_target("cpu")
     ratios, moments = [], []
     with Records(database, create=False) as records:
-        for layer in tunable_layers(str(model), target, {}, strict=False):
+        for layer in layers:
             key = key_for(layer.workload, target)
             winner = records.winner(key)
             # Compared with other rules than these it says nothing of these.

@@ -318,12 +318,12 @@ def match_pool(schedule: s_tir.Schedule, target: CpuTarget) -> NoMatch | None:
     is_tiled = extent > 0 and extent % lanes == 0
     if is_tiled:
         vectors = math.gcd(extent // lanes, _POOL_VECTORS)
-        tile, *inner = schedule.split(channel, [None, vectors, lanes])
+        tile, inner = schedule.split(channel, [None, vectors * lanes])
         if last is None:
             last = schedule.cache_write(block, 0, "local")
     else:
-        tile, inner = schedule.add_unit_loop(channel), [channel]
-    schedule.reorder(*outer, tile, *window, *inner)
+        tile, inner = schedule.add_unit_loop(channel), channel
+    schedule.reorder(*outer, tile, *window, inner)
     # 3
     fused = schedule.fuse(*outer)
     if work >= PARALLEL_WORK:
@@ -335,10 +335,10 @@ def match_pool(schedule: s_tir.Schedule, target: CpuTarget) -> NoMatch | None:
         vectorize_last(schedule, last, lanes)
     # 5
     if is_tiled:
-        vectorize_and_unroll(schedule, inner, lanes)
+        vectorize_and_unroll(schedule, [inner], lanes)
     initial = schedule.decompose_reduction(block, window[0])
     if is_tiled:
-        vectorize_and_unroll(schedule, schedule.get_loops(initial)[-2:], lanes)
+        vectorize_and_unroll(schedule, schedule.get_loops(initial)[-1:], lanes)
     if math.prod(loop_extent(schedule, loop) or _MOST_TAPS for loop in window) < _MOST_TAPS:
         for loop in window:
             schedule.unroll(loop)
